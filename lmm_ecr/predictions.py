@@ -1,0 +1,364 @@
+"""Prediction and label tables: read, write and match them by id.
+
+The prediction table is `Id,ECR[,more columns]`, one row per clip, as CSV (UTF-8, RFC 4180, also `.csv.gz`) or Parquet.
+Ids are text and stay text (`0012`, `1e5` and `NA` survive). Everything is vectorised; only when a table is found to be
+wrong is it read again slowly, to name the line, the id and the value.
+"""
+
+import csv
+import difflib
+import io
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from .errors import DataError
+from .files import atomic_write
+
+ID_COLUMN = "Id"
+TARGET_COLUMN = "ECR"
+EXAMPLES = 5  # ids listed in messages about mismatches
+
+
+@dataclass
+class Predictions:
+    """One number per clip, and whatever else the table held.
+
+    ids: pyarrow `large_string` array [N], unique, not empty. values: float64 [N], finite (and in [0, 1] unless reading
+    allowed otherwise). extra: the other columns, name -> pyarrow array [N]; text in a CSV, the stored type in a Parquet
+    file (`numeric_column` converts).
+    """
+
+    path: str
+    ids: pa.Array
+    values: np.ndarray
+    target: str = TARGET_COLUMN
+    extra: dict[str, pa.Array] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def name(self) -> str:
+        """File name without directory and suffix, for tables and legends."""
+        return Path(self.path).name.removesuffix(".gz").rsplit(".", 1)[0]
+
+
+@dataclass
+class Match:
+    """Rows of two tables that carry the same id: `prediction_rows[k]` and `label_rows[k]`, both int64 [M].
+
+    The order is that of the label table. `predictions` and `labels` are the values at those rows, float64 [M].
+    """
+
+    prediction_rows: np.ndarray
+    label_rows: np.ndarray
+    predictions: np.ndarray
+    labels: np.ndarray
+    unlabelled: int  # ids of the prediction table without a label
+    unlabelled_examples: list[str]
+    unpredicted: int  # ids of the label table without a prediction
+    unpredicted_examples: list[str]
+
+    def __len__(self) -> int:
+        return len(self.label_rows)
+
+
+def read_predictions(
+    path: str | os.PathLike,
+    target: str = TARGET_COLUMN,
+    *,
+    allow_out_of_range: bool = False,
+    columns: Sequence[str] | None = None,
+    like: Predictions | None = None,
+) -> Predictions:
+    """Read a prediction table.
+
+    columns: which other columns to keep (None = all, () = none, a name the table lacks is an error). like: a table that
+    was read before; where the ids are the same in the same order its id array is shared, which saves the memory and the
+    search for duplicates. allow_out_of_range: accept finite values outside [0, 1].
+
+    Raises DataError, with file, line (row in a Parquet file, from 1), id and value, for: an unreadable or empty file,
+    a missing column (the closest name is given), duplicate or empty ids, a value that is missing, not a number, not
+    finite or outside [0, 1], and lines with too many or too few fields.
+    """
+    path = os.fspath(path)
+    try:
+        if _is_parquet(path):
+            table = _read_parquet(path, target, columns)
+        else:
+            table = _read_csv(path, target, columns)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if table.num_rows == 0:
+        raise DataError(f"{path}: the table has a header but no rows")
+    ids = _combine(table[ID_COLUMN])
+    column = table[target]
+    values = column.to_numpy().astype(np.float64, copy=False)  # a null becomes NaN here
+    if like is not None and ids.equals(like.ids):
+        ids = like.ids
+        ids_are_good = True
+    else:
+        ids_are_good = ids.null_count == 0 and not pc.any(pc.equal(ids, "")).as_py() and len(pc.unique(ids)) == len(ids)
+    in_range = bool(np.isfinite(values).all()) and (allow_out_of_range or (values.min() >= 0.0 and values.max() <= 1.0))
+    if not (ids_are_good and in_range):
+        rows = _parquet_rows(ids, column) if _is_parquet(path) else _csv_rows(path, target)
+        raise DataError(f"{path}: {_first_problem(rows, target, allow_out_of_range) or 'the table is not valid'}")
+    extra = {name: _combine(table[name]) for name in table.column_names if name not in (ID_COLUMN, target)}
+    return Predictions(path, ids, values, target, extra)
+
+
+def read_labels(
+    path: str | os.PathLike,
+    target: str = TARGET_COLUMN,
+    *,
+    allow_out_of_range: bool = False,
+    columns: Sequence[str] | None = None,
+) -> Predictions:
+    """Read a label table (`Id,...,ECR`): the same rules and errors as `read_predictions`, all columns kept."""
+    return read_predictions(path, target, allow_out_of_range=allow_out_of_range, columns=columns)
+
+
+def write_predictions(path: str | os.PathLike, ids: Iterable[str], columns: Mapping[str, Sequence]) -> None:
+    """Write a prediction table: the Id column, then `columns` in their order. The file appears whole or not at all.
+
+    Numbers are written as float64 in the shortest form that reads back to the same bits; line ends are `\\n`; text is
+    quoted only where RFC 4180 asks for it. `-` writes to standard output; a `.parquet` suffix writes Parquet.
+
+    Raises DataError for NaN or infinite numbers (a score that is not a number must not reach a submission) and for
+    empty or repeated ids, ValueError for columns of different lengths.
+    """
+    path = os.fspath(path)
+    ids = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(list(ids), pa.large_string())
+    ids = _combine(ids.cast(pa.large_string()))
+    if ids.null_count or pc.any(pc.equal(ids, "")).as_py():
+        raise DataError(f"{path}: an Id to be written is empty")
+    if len(pc.unique(ids)) != len(ids):
+        repeated = pc.value_counts(ids)
+        first = repeated.filter(pc.greater(repeated.field("counts"), 1))[0].as_py()["values"]
+        raise DataError(f"{path}: Id {first!r} would be written more than once")
+    arrays = {ID_COLUMN: ids}
+    for name, values in columns.items():
+        arrays[name] = _output_column(path, name, values, ids)
+    if path == "-":
+        sys.stdout.flush()
+        stream = getattr(sys.stdout, "buffer", None)
+        if stream is not None:
+            _write_csv(stream, arrays)
+        else:  # a captured stdout without a byte stream below it
+            buffer = io.BytesIO()
+            _write_csv(buffer, arrays)
+            sys.stdout.write(buffer.getvalue().decode("utf-8"))
+        sys.stdout.flush()
+        return
+    with atomic_write(path, "wb") as stream:
+        if _is_parquet(path):
+            pyarrow.parquet.write_table(pa.table(arrays), stream)
+        else:
+            _write_csv(stream, arrays)
+
+
+def match_ids(predictions: Predictions, labels: Predictions) -> Match:
+    """Pair the rows of two tables by id, whatever their orders. Nothing matched gives empty arrays, not an error."""
+    if predictions.ids.equals(labels.ids):
+        rows = np.arange(len(labels), dtype=np.int64)
+        return Match(rows, rows, predictions.values, labels.values, 0, [], 0, [])
+    position = pc.index_in(labels.ids, value_set=predictions.ids)
+    found = pc.is_valid(position).to_numpy(zero_copy_only=False)
+    prediction_rows = pc.drop_null(position).to_numpy().astype(np.int64)
+    label_rows = np.flatnonzero(found)
+    unpredicted = np.flatnonzero(~found)
+    used = np.zeros(len(predictions), dtype=bool)
+    used[prediction_rows] = True
+    unlabelled = np.flatnonzero(~used)
+    return Match(
+        prediction_rows,
+        label_rows,
+        predictions.values[prediction_rows],
+        labels.values[label_rows],
+        len(unlabelled),
+        predictions.ids.take(unlabelled[:EXAMPLES]).to_pylist(),
+        len(unpredicted),
+        labels.ids.take(unpredicted[:EXAMPLES]).to_pylist(),
+    )
+
+
+def numeric_column(column: pa.Array) -> np.ndarray | None:
+    """float64 [N] with NaN for empty cells, or None if some non-empty cell is not a number."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        text = pc.utf8_trim_whitespace(column)
+        column = pc.if_else(pc.equal(text, ""), pa.scalar(None, text.type), text)
+    try:
+        return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
+
+
+def _is_parquet(path: str) -> bool:
+    return path.lower().endswith((".parquet", ".pq"))
+
+
+def _combine(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _selected(path: str, names: list[str], target: str, columns: Sequence[str] | None) -> list[str]:
+    """The columns to read, after checking that they exist once."""
+    for wanted in (ID_COLUMN, target, *(columns or ())):
+        if wanted not in names:
+            folded = {name.strip().lower(): name for name in names}
+            close = (
+                [folded[wanted.lower()]] if wanted.lower() in folded else difflib.get_close_matches(wanted, names, 1)
+            )
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise DataError(f"{path}: no column {wanted!r}; it has {', '.join(map(repr, names))}{hint}")
+        if names.count(wanted) > 1:
+            raise DataError(f"{path}: the column {wanted!r} appears {names.count(wanted)} times in the header")
+    others = [name for name in names if names.count(name) == 1] if columns is None else list(columns)
+    return [ID_COLUMN, target, *(name for name in others if name not in (ID_COLUMN, target))]
+
+
+def _text_records(path: str) -> Iterator[tuple[int, list[str]]]:
+    """(line number of its first line, fields) of every record of a CSV that is not an empty line."""
+    with pa.input_stream(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream)
+        line = 1
+        try:
+            for fields in reader:
+                if fields:
+                    yield line, fields
+                line = reader.line_num + 1
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 text near line {line}; save the table as UTF-8") from error
+        except csv.Error as error:
+            raise DataError(f"{path}: line {line}: not valid CSV: {error}") from error
+
+
+def _read_csv(path: str, target: str, columns: Sequence[str] | None) -> pa.Table:
+    if Path(path).is_file() and Path(path).stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty")
+    header = next(_text_records(path), None)
+    if header is None:
+        raise DataError(f"{path}: the file is empty")
+    chosen = _selected(path, header[1], target, columns)
+    types = {name: pa.large_string() for name in chosen} | {target: pa.float64()}
+    try:
+        return pyarrow.csv.read_csv(
+            path,
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=types, include_columns=chosen, strings_can_be_null=False
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        problem = _first_problem(_csv_rows(path, target), target, allow_out_of_range=True)
+        raise DataError(f"{path}: {problem or error}") from error
+
+
+def _read_parquet(path: str, target: str, columns: Sequence[str] | None) -> pa.Table:
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            table = file.read(columns=_selected(path, file.schema_arrow.names, target, columns))
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+    id_type, value_type = table.schema.field(ID_COLUMN).type, table.schema.field(target).type
+    if pa.types.is_floating(id_type):
+        raise DataError(f"{path}: the column {ID_COLUMN!r} holds floating-point numbers; store ids as text")
+    if not (pa.types.is_floating(value_type) or pa.types.is_integer(value_type)):
+        raise DataError(f"{path}: the column {target!r} holds {value_type}, not numbers")
+    table = table.set_column(0, ID_COLUMN, table[ID_COLUMN].cast(pa.large_string()))
+    return table.set_column(1, target, table[target].cast(pa.float64()))
+
+
+def _csv_rows(path: str, target: str) -> Iterator[tuple[str, str, object]]:
+    """(place, id, value as text) of every row; DataError at the first row whose fields do not fit the header."""
+    records = _text_records(path)
+    header = next(records)[1]
+    id_at, value_at = header.index(ID_COLUMN), header.index(target)
+    for line, fields in records:
+        if len(fields) != len(header):
+            raise DataError(
+                f"{path}: line {line}: {len(fields)} fields where the header has {len(header)}; "
+                "text with commas, quotes or line breaks must be in double quotes"
+            )
+        yield f"line {line}", fields[id_at], fields[value_at]
+
+
+def _parquet_rows(ids: pa.Array, values: pa.ChunkedArray) -> Iterator[tuple[str, str, object]]:
+    for row, (name, value) in enumerate(zip(ids, values, strict=True), start=1):
+        yield f"row {row}", name.as_py() or "", value.as_py()
+
+
+def _first_problem(rows: Iterable[tuple[str, str, object]], target: str, allow_out_of_range: bool) -> str | None:
+    seen: dict[str, str] = {}
+    for place, name, value in rows:
+        if not name:
+            return f"{place}: the {ID_COLUMN} is empty"
+        if name in seen:
+            return f"{place}: the {ID_COLUMN} {name!r} appears a second time (first: {seen[name]})"
+        seen[name] = place
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return f"{place}: {target} of {name!r} is empty"
+        try:
+            if isinstance(value, str) and ("_" in value or not value.isascii()):
+                raise ValueError("Python reads 1_0 and ０ as numbers, a CSV does not")
+            number = float(value)
+        except ValueError:
+            return f"{place}: {target} of {name!r} is {value!r}, not a number"
+        if not math.isfinite(number):
+            return f"{place}: {target} of {name!r} is {value}, not a finite number"
+        if not (allow_out_of_range or 0.0 <= number <= 1.0):
+            hint = "; divide scores in percent by 100" if 1.0 < number <= 100.0 else ""
+            return f"{place}: {target} of {name!r} is {value}, outside [0, 1]{hint}"
+    return None
+
+
+def _output_column(path: str, name: str, values: Sequence, ids: pa.Array) -> pa.Array:
+    if len(values) != len(ids):
+        raise ValueError(f"column {name!r} has {len(values)} values for {len(ids)} ids")
+    array = _combine(values) if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+    if not (pa.types.is_floating(array.type) or pa.types.is_integer(array.type)):
+        return array.cast(pa.large_string())
+    array = array.cast(pa.float64()) if pa.types.is_floating(array.type) else array
+    finite = pc.fill_null(pc.is_finite(array), False)
+    if not pc.all(finite, min_count=0).as_py():
+        row = pc.index(finite, False).as_py()
+        raise DataError(f"{path}: {name} of {ids[row].as_py()!r} is {array[row].as_py()}, not a finite number")
+    return array
+
+
+def _quoted(text: pa.Array) -> pa.Array:
+    """Fields as RFC 4180 wants them: in double quotes where they hold a comma, a quote or a line break."""
+    text = pc.fill_null(text, "")
+    special = pc.match_substring_regex(text, '[",\r\n]')
+    if not pc.any(special, min_count=0).as_py():
+        return text
+    inside = pc.replace_substring(text, '"', '""')
+    mark = pa.scalar('"', pa.large_string())
+    return pc.if_else(special, pc.binary_join_element_wise(mark, inside, mark, pa.scalar("", pa.large_string())), text)
+
+
+def _write_csv(stream: io.RawIOBase, arrays: dict[str, pa.Array], rows_at_once: int = 1 << 16) -> None:
+    header = _quoted(pa.array(list(arrays), pa.large_string())).to_pylist()
+    stream.write((",".join(header) + "\n").encode("utf-8"))
+    text = pa.large_string()
+    comma, line_end, nothing = pa.scalar(",", text), pa.scalar("\n", text), pa.scalar("", text)
+    for start in range(0, len(arrays[ID_COLUMN]), rows_at_once):
+        pieces = []
+        for array in arrays.values():
+            part = array.slice(start, rows_at_once)
+            pieces += [_quoted(part) if part.type == text else part.cast(text), comma]
+        lines = pc.binary_join_element_wise(*pieces[:-1], line_end, nothing)
+        first, last = np.frombuffer(lines.buffers()[1], np.int64, len(lines) + 1)[[0, -1]]
+        stream.write(memoryview(lines.buffers()[2])[first:last])
