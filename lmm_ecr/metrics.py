@@ -55,7 +55,7 @@ def krcc(predictions: Sequence[float], labels: Sequence[float]) -> float:
     x, y = _pair(predictions, labels)
     if _constant(x) or _constant(y):
         return float("nan")
-    return float(kendalltau(x, y, variant="b", method="asymptotic").statistic)
+    return float(kendalltau(x, y, variant="b").statistic)
 
 
 def rmse(predictions: Sequence[float], labels: Sequence[float]) -> float:
