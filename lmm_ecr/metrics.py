@@ -16,10 +16,12 @@ import numpy as np
 
 from .bootstrap import KRCC_EXACT_ROWS, bootstrap_samples, percentile_interval
 from .errors import DataError
+from .logistic import LogisticFit, fit_logistic
 
 __all__ = [
     "KRCC_EXACT_ROWS",
     "METRICS",
+    "LogisticFit",
     "PairedDifference",
     "bootstrap_intervals",
     "evaluate_predictions",
@@ -27,6 +29,7 @@ __all__ = [
     "krcc",
     "paired_bootstrap",
     "plcc",
+    "plcc_logistic",
     "rmse",
     "srocc",
 ]
@@ -45,6 +48,16 @@ def srocc(predictions: Sequence[float], labels: Sequence[float]) -> float:
 def plcc(predictions: Sequence[float], labels: Sequence[float]) -> float:
     """Pearson's linear correlation of the raw values (no mapping is fitted first). In [-1, 1] or NaN."""
     return _pearson(*_pair(predictions, labels))
+
+
+def plcc_logistic(
+    predictions: Sequence[float], labels: Sequence[float], parameters: int = 5, *, scale: float = 100.0
+) -> LogisticFit:
+    """PLCC and RMSE after the 4- or 5-parameter logistic mapping (see `lmm_ecr.logistic.fit_logistic`).
+
+    `scale` = 100 is for values in [0, 1]; give 1 for values that are in percent.
+    """
+    return fit_logistic(*_pair(predictions, labels), parameters=parameters, scale=scale)
 
 
 def krcc(predictions: Sequence[float], labels: Sequence[float]) -> float:
@@ -134,8 +147,8 @@ def paired_bootstrap(
     low, high = percentile_interval(differences, confidence)
     defined = differences[np.isfinite(differences)]
     below, above = np.count_nonzero(defined <= 0), np.count_nonzero(defined >= 0)
-    p_value = min(1.0, 2 * (1 + min(below, above)) / (1 + len(defined)))
-    return PairedDifference(metric, difference, low, high, p_value, confidence, resamples)
+    p_value = min(1.0, 2.0 * (1 + min(below, above)) / (1 + len(defined)))
+    return PairedDifference(metric, difference, low, high, float(p_value), confidence, resamples)
 
 
 def evaluate_predictions(
