@@ -5,8 +5,6 @@ Ids are text and stay text (`0012`, `1e5` and `NA` survive). Everything is vecto
 wrong is it read again slowly, to name the line, the id and the value.
 """
 
-import csv
-import difflib
 import io
 import math
 import os
@@ -23,8 +21,8 @@ import pyarrow.parquet
 
 from .errors import DataError
 from .files import atomic_write
+from .tables import ID_COLUMN, combine, ids_are_unique, is_parquet, select_columns, text_records, write_csv
 
-ID_COLUMN = "Id"
 TARGET_COLUMN = "ECR"
 EXAMPLES = 5  # ids listed in messages about mismatches
 
@@ -93,7 +91,7 @@ def read_predictions(
     """
     path = os.fspath(path)
     try:
-        if _is_parquet(path):
+        if is_parquet(path):
             table = _read_parquet(path, target, columns)
         else:
             table = _read_csv(path, target, columns)
@@ -103,19 +101,19 @@ def read_predictions(
         raise DataError(f"{path}: cannot be read: {error}") from error
     if table.num_rows == 0:
         raise DataError(f"{path}: the table has a header but no rows")
-    ids = _combine(table[ID_COLUMN])
+    ids = combine(table[ID_COLUMN])
     column = table[target]
     values = column.to_numpy().astype(np.float64, copy=False)  # a null becomes NaN here
     if like is not None and ids.equals(like.ids):
         ids = like.ids
         ids_are_good = True
     else:
-        ids_are_good = ids.null_count == 0 and not pc.any(pc.equal(ids, "")).as_py() and len(pc.unique(ids)) == len(ids)
+        ids_are_good = ids.null_count == 0 and not pc.any(pc.equal(ids, "")).as_py() and ids_are_unique(ids)
     in_range = bool(np.isfinite(values).all()) and (allow_out_of_range or (values.min() >= 0.0 and values.max() <= 1.0))
     if not (ids_are_good and in_range):
-        rows = _parquet_rows(ids, column) if _is_parquet(path) else _csv_rows(path, target)
+        rows = _parquet_rows(ids, column) if is_parquet(path) else _csv_rows(path, target)
         raise DataError(f"{path}: {_first_problem(rows, target, allow_out_of_range) or 'the table is not valid'}")
-    extra = {name: _combine(table[name]) for name in table.column_names if name not in (ID_COLUMN, target)}
+    extra = {name: combine(table[name]) for name in table.column_names if name not in (ID_COLUMN, target)}
     return Predictions(path, ids, values, target, extra)
 
 
@@ -141,10 +139,10 @@ def write_predictions(path: str | os.PathLike, ids: Iterable[str], columns: Mapp
     """
     path = os.fspath(path)
     ids = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(list(ids), pa.large_string())
-    ids = _combine(ids.cast(pa.large_string()))
+    ids = combine(ids.cast(pa.large_string()))
     if ids.null_count or pc.any(pc.equal(ids, "")).as_py():
         raise DataError(f"{path}: an Id to be written is empty")
-    if len(pc.unique(ids)) != len(ids):
+    if not ids_are_unique(ids):
         repeated = pc.value_counts(ids)
         first = repeated.filter(pc.greater(repeated.field("counts"), 1))[0].as_py()["values"]
         raise DataError(f"{path}: Id {first!r} would be written more than once")
@@ -155,18 +153,18 @@ def write_predictions(path: str | os.PathLike, ids: Iterable[str], columns: Mapp
         sys.stdout.flush()
         stream = getattr(sys.stdout, "buffer", None)
         if stream is not None:
-            _write_csv(stream, arrays)
+            write_csv(stream, arrays)
         else:  # a captured stdout without a byte stream below it
             buffer = io.BytesIO()
-            _write_csv(buffer, arrays)
+            write_csv(buffer, arrays)
             sys.stdout.write(buffer.getvalue().decode("utf-8"))
         sys.stdout.flush()
         return
     with atomic_write(path, "wb") as stream:
-        if _is_parquet(path):
+        if is_parquet(path):
             pyarrow.parquet.write_table(pa.table(arrays), stream)
         else:
-            _write_csv(stream, arrays)
+            write_csv(stream, arrays)
 
 
 def match_ids(predictions: Predictions, labels: Predictions) -> Match:
@@ -205,53 +203,13 @@ def numeric_column(column: pa.Array) -> np.ndarray | None:
         return None
 
 
-def _is_parquet(path: str) -> bool:
-    return path.lower().endswith((".parquet", ".pq"))
-
-
-def _combine(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _selected(path: str, names: list[str], target: str, columns: Sequence[str] | None) -> list[str]:
-    """The columns to read, after checking that they exist once."""
-    for wanted in (ID_COLUMN, target, *(columns or ())):
-        if wanted not in names:
-            folded = {name.strip().lower(): name for name in names}
-            close = (
-                [folded[wanted.lower()]] if wanted.lower() in folded else difflib.get_close_matches(wanted, names, 1)
-            )
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise DataError(f"{path}: no column {wanted!r}; it has {', '.join(map(repr, names))}{hint}")
-        if names.count(wanted) > 1:
-            raise DataError(f"{path}: the column {wanted!r} appears {names.count(wanted)} times in the header")
-    others = [name for name in names if names.count(name) == 1] if columns is None else list(columns)
-    return [ID_COLUMN, target, *(name for name in others if name not in (ID_COLUMN, target))]
-
-
-def _text_records(path: str) -> Iterator[tuple[int, list[str]]]:
-    """(line number of its first line, fields) of every record of a CSV that is not an empty line."""
-    with pa.input_stream(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream)
-        line = 1
-        try:
-            for fields in reader:
-                if fields:
-                    yield line, fields
-                line = reader.line_num + 1
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 text near line {line}; save the table as UTF-8") from error
-        except csv.Error as error:
-            raise DataError(f"{path}: line {line}: not valid CSV: {error}") from error
-
-
 def _read_csv(path: str, target: str, columns: Sequence[str] | None) -> pa.Table:
     if Path(path).is_file() and Path(path).stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
-    header = next(_text_records(path), None)
+    header = next(text_records(path), None)
     if header is None:
         raise DataError(f"{path}: the file is empty")
-    chosen = _selected(path, header[1], target, columns)
+    chosen = select_columns(path, header[1], target, columns)
     types = {name: pa.large_string() for name in chosen} | {target: pa.float64()}
     try:
         return pyarrow.csv.read_csv(
@@ -269,7 +227,7 @@ def _read_csv(path: str, target: str, columns: Sequence[str] | None) -> pa.Table
 def _read_parquet(path: str, target: str, columns: Sequence[str] | None) -> pa.Table:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            table = file.read(columns=_selected(path, file.schema_arrow.names, target, columns))
+            table = file.read(columns=select_columns(path, file.schema_arrow.names, target, columns))
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from error
     id_type, value_type = table.schema.field(ID_COLUMN).type, table.schema.field(target).type
@@ -283,7 +241,7 @@ def _read_parquet(path: str, target: str, columns: Sequence[str] | None) -> pa.T
 
 def _csv_rows(path: str, target: str) -> Iterator[tuple[str, str, object]]:
     """(place, id, value as text) of every row; DataError at the first row whose fields do not fit the header."""
-    records = _text_records(path)
+    records = text_records(path)
     header = next(records)[1]
     id_at, value_at = header.index(ID_COLUMN), header.index(target)
     for line, fields in records:
@@ -327,7 +285,7 @@ def _first_problem(rows: Iterable[tuple[str, str, object]], target: str, allow_o
 def _output_column(path: str, name: str, values: Sequence, ids: pa.Array) -> pa.Array:
     if len(values) != len(ids):
         raise ValueError(f"column {name!r} has {len(values)} values for {len(ids)} ids")
-    array = _combine(values) if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+    array = combine(values) if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
     if not (pa.types.is_floating(array.type) or pa.types.is_integer(array.type)):
         return array.cast(pa.large_string())
     array = array.cast(pa.float64()) if pa.types.is_floating(array.type) else array
@@ -336,29 +294,3 @@ def _output_column(path: str, name: str, values: Sequence, ids: pa.Array) -> pa.
         row = pc.index(finite, False).as_py()
         raise DataError(f"{path}: {name} of {ids[row].as_py()!r} is {array[row].as_py()}, not a finite number")
     return array
-
-
-def _quoted(text: pa.Array) -> pa.Array:
-    """Fields as RFC 4180 wants them: in double quotes where they hold a comma, a quote or a line break."""
-    text = pc.fill_null(text, "")
-    special = pc.match_substring_regex(text, '[",\r\n]')
-    if not pc.any(special, min_count=0).as_py():
-        return text
-    inside = pc.replace_substring(text, '"', '""')
-    mark = pa.scalar('"', pa.large_string())
-    return pc.if_else(special, pc.binary_join_element_wise(mark, inside, mark, pa.scalar("", pa.large_string())), text)
-
-
-def _write_csv(stream: io.RawIOBase, arrays: dict[str, pa.Array], rows_at_once: int = 1 << 16) -> None:
-    header = _quoted(pa.array(list(arrays), pa.large_string())).to_pylist()
-    stream.write((",".join(header) + "\n").encode("utf-8"))
-    text = pa.large_string()
-    comma, line_end, nothing = pa.scalar(",", text), pa.scalar("\n", text), pa.scalar("", text)
-    for start in range(0, len(arrays[ID_COLUMN]), rows_at_once):
-        pieces = []
-        for array in arrays.values():
-            part = array.slice(start, rows_at_once)
-            pieces += [_quoted(part) if part.type == text else part.cast(text), comma]
-        lines = pc.binary_join_element_wise(*pieces[:-1], line_end, nothing)
-        first, last = np.frombuffer(lines.buffers()[1], np.int64, len(lines) + 1)[[0, -1]]
-        stream.write(memoryview(lines.buffers()[2])[first:last])
