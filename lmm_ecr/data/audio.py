@@ -1,7 +1,7 @@
 """Sound of a clip as 16 kHz mono float32, with time 0 at the first video frame.
 
-The default equals `ffmpeg -ac 1 -ar 16000 -f s16le` to one step of 16 bits: swresample is asked for 16-bit mono, as only
-there does it normalise the mix (stereo = mean of the channels); asked for float it adds 3 dB and leaves peaks of 1.4.
+The default equals `ffmpeg -ac 1 -ar 16000 -f s16le` to one step of 16 bits: swresample is asked for 16-bit mono, where
+it normalises the mix (stereo = mean of the channels); asked for float it adds 3 dB and leaves peaks of 1.4.
 """
 
 import math
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmm_ecr.data.media import Budget, Damage, decode, describe, open_media, seconds
-from lmm_ecr.data.sampling import check_choice, check_keys, check_positive
-from lmm_ecr.errors import ClipError
+from ..errors import ClipError
+from .media import Budget, Damage, decode, describe, open_media, seconds
+from .sampling import check_choice, check_keys, check_positive
 
 if TYPE_CHECKING:
     import av

@@ -19,12 +19,13 @@ from typing import Literal
 
 import numpy as np
 
-from lmm_ecr.data.audio import AudioSpec
-from lmm_ecr.data.decode_pyav import FrameStore, decode_by_order, decode_frames, survey
-from lmm_ecr.data.frame_index import FrameIndex, index_clip, to_seconds
-from lmm_ecr.data.media import Budget, Damage, decode, open_media, require_video, seconds
-from lmm_ecr.data.sampling import FrameSampling, check_choice, check_positive, sample_indices
-from lmm_ecr.errors import ClipError
+from ..errors import ClipError
+from .audio import AudioSpec
+from .decode_decord import decord_reader
+from .decode_pyav import FrameStore, decode_by_order, decode_frames, survey
+from .frame_index import FrameIndex, index_clip, to_seconds
+from .media import Budget, Damage, decode, open_media, require_video, seconds
+from .sampling import FrameSampling, check_choice, check_positive, sample_indices
 
 BACKENDS = ("pyav", "decord")
 
@@ -93,7 +94,7 @@ def probe_clip(path: str | os.PathLike, count_frames: bool = False, *, timeout_s
         index, _, _ = index_clip(path, None, budget, damage)
         num_frames, duration = len(index.pts), index.duration
         if not index.complete:
-            pts, _ = survey(path, index, budget, damage)
+            pts = survey(path, index, budget, damage)
             num_frames, duration = len(pts), _end(pts, index)
     width, height = size if turns % 2 == 0 else size[::-1]
     return ClipInfo(width, height, duration or 0.0, num_frames, fps, 90 * turns, has_audio)
@@ -125,12 +126,12 @@ def read_clip(
     if max_pixels is not None:
         check_positive("max_pixels", max_pixels)
     path = os.fspath(path)
-    budget, damage = Budget(path, timeout_seconds), Damage()
-    index, collector, origin = index_clip(path, audio, budget, damage)
     if backend == "decord":
-        from lmm_ecr.data.decode_decord import read_frames
+        read_frames = decord_reader()
     else:
         read_frames = _read_frames
+    budget, damage = Budget(path, timeout_seconds), Damage()
+    index, collector, origin = index_clip(path, audio, budget, damage)
     frames, timestamps, duration = read_frames(path, index, sampling, max_pixels, budget, damage)
     samples = None
     if collector is not None:
@@ -154,21 +155,21 @@ def _read_frames(
             _report_corrupt(store, damage)
             return store.frames, to_seconds(wanted, index.time_base, index.pts[0]), index.duration
     found = Damage()
-    pts, order = survey(path, index, budget, found)
+    pts = survey(path, index, budget, found)
     damage.packets = max(damage.packets, found.packets)
     damage.first_error = damage.first_error or found.first_error
     for note in found.notes:
         damage.note(note)
-    return _read_surveyed(path, index, pts, order, sampling, max_pixels, budget, damage)
+    return _read_surveyed(path, index, pts, sampling, max_pixels, budget, damage)
 
 
-def _read_surveyed(path, index, pts, order, sampling, max_pixels, budget, damage):
-    """`_read_frames` once it is known which pictures the decoder shows: those at `pts`, in `order`."""
+def _read_surveyed(path, index, pts, sampling, max_pixels, budget, damage):
+    """`_read_frames` once it is known which pictures the decoder shows: those at `pts`."""
     known = index.pts if index.complete and len(index.pts) else pts
     duration = _end(known, index)
     wanted = known[sample_indices(sampling, to_seconds(known, index.time_base, known[0]), duration)]
     positions = np.maximum(np.searchsorted(pts, wanted, side="right") - 1, 0)
-    store = FrameStore(path, order[positions], index, max_pixels)
+    store = FrameStore(path, positions, index, max_pixels)
     decode_by_order(path, store, budget, Damage())
     if store.missing:
         raise ClipError(path, "no_frames", "the decoder did not repeat what it showed before")

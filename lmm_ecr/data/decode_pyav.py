@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lmm_ecr.data.frame_index import FrameIndex
-from lmm_ecr.data.media import Budget, Damage, check_size, decode, open_media, require_video, seek
-from lmm_ecr.errors import ClipError
+from ..errors import ClipError
+from .frame_index import FrameIndex
+from .media import Budget, Damage, check_size, decode, open_media, require_video, seek
 
 if TYPE_CHECKING:
     import av
@@ -122,10 +122,11 @@ def _key_before(keys: np.ndarray, pts: int) -> int | None:
     return int(keys[position]) if position >= 0 else None
 
 
-def survey(path: str, index: FrameIndex, budget: Budget, damage: Damage) -> tuple[np.ndarray, np.ndarray]:
-    """Decode everything once. Returns presentation times, int64 [M] sorted, and the order number of each picture.
+def survey(path: str, index: FrameIndex, budget: Budget, damage: Damage) -> np.ndarray:
+    """Decode everything once. Returns presentation times, int64 [M] sorted: of the pictures as the decoder gives them out.
 
-    Pictures without a time stamp are placed at the average frame rate (25 if the file has none).
+    A decoder gives pictures out in the order of presentation. Where the time stamps say otherwise they were made up
+    (AVI has none), so they are sorted; without time stamps the average frame rate counts (25 if the file has none).
     Raises ClipError no_frames if nothing can be decoded.
     """
     pts: list[int | None] = []
@@ -136,8 +137,7 @@ def survey(path: str, index: FrameIndex, budget: Budget, damage: Damage) -> tupl
     if any(value is None for value in pts):
         step = 1 / (Fraction(index.fps).limit_denominator(100_000) or 25) / index.time_base
         pts = [round(number * step) for number in range(len(pts))]
-    order = np.argsort(np.asarray(pts, dtype=np.int64), kind="stable")
-    return np.asarray(pts, dtype=np.int64)[order], order
+    return np.sort(np.asarray(pts, dtype=np.int64))
 
 
 def decode_by_order(path: str, store: FrameStore, budget: Budget, damage: Damage) -> None:

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lmm_ecr.data.audio import AudioCollector, AudioSpec
-from lmm_ecr.data.media import Budget, Damage, Media, open_media, require_video, seconds
+from .audio import AudioCollector, AudioSpec
+from .media import Budget, Damage, Media, open_media, require_video, seconds
 
 if TYPE_CHECKING:
     import av
+
+# Containers that store no presentation times: those FFmpeg makes up are wrong where pictures are reordered.
+UNTIMED_FORMATS = {"avi"}
 
 # Containers whose header states the duration: a file that ends earlier has been cut.
 FORMATS_WITH_DURATION = {"mov", "mp4", "matroska", "webm", "flv"}
@@ -32,8 +35,10 @@ class FrameIndex:
     keys: int64 [K] sorted presentation times of key frames.
     width, height: stored size in pixels (before rotation).
     last_duration: how long the last frame lasts, in units of `time_base`.
-    complete: False if the list may not be what a decoder shows (missing time stamps, a start without key frame).
+    complete: False if the list may not be what a decoder shows (missing or repeated time stamps, a start without key
+        frame).
     hidden: packets that are decoded but not shown exist (edit lists, hidden reference frames).
+    open_gop: some pictures follow a key frame in the file but are shown before it.
     """
 
     pts: np.ndarray
@@ -46,6 +51,7 @@ class FrameIndex:
     format: str
     complete: bool
     hidden: bool
+    open_gop: bool
 
     @property
     def times(self) -> np.ndarray:
@@ -101,7 +107,7 @@ class _PacketList:
         self._pts: list[int] = []
         self._keys: list[int] = []
         self._last = (-(2**63), 0)
-        self._untimed = self._hidden = self._headless = False
+        self._untimed = self._hidden = self._headless = self._leading = False
         self._first_pts: int | None = None
 
     @property
@@ -117,6 +123,8 @@ class _PacketList:
             self._keys.append(pts)
         elif not self._keys:
             self._headless = True
+        elif pts < self._keys[-1]:
+            self._leading = True
         if packet.is_discard or (self._vp8 and not bytes(packet)[0] & 0x10):  # RFC 6386 9.1: show_frame
             self._hidden = True
             return
@@ -128,6 +136,7 @@ class _PacketList:
     def index(self, media: Media) -> FrameIndex:
         video = self._video
         pts = np.unique(np.asarray(self._pts, dtype=np.int64))
+        ambiguous = len(pts) < len(self._pts)
         keys = np.unique(np.asarray(self._keys, dtype=np.int64))
         last_duration = self._last[1]
         if not last_duration and len(pts) > 1:
@@ -143,8 +152,9 @@ class _PacketList:
             last_duration=last_duration,
             fps=float(video.average_rate or 0),
             format=media.container.format.name,
-            complete=not (self._untimed or headless),
+            complete=not (self._untimed or headless or ambiguous or media.container.format.name in UNTIMED_FORMATS),
             hidden=self._hidden,
+            open_gop=self._leading,
         )
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from lmm_ecr.errors import ClipError
+from ..errors import ClipError
 
 if TYPE_CHECKING:
     import av

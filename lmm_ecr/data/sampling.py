@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lmm_ecr.errors import ConfigError, DataError
+from ..errors import ConfigError, DataError
 
 MODES = ("first_n_seconds", "uniform", "fps")
 SHORT_CLIPS = ("spread", "fewer")
