@@ -94,7 +94,7 @@ def _quoted(text: pa.Array) -> pa.Array:
 
 
 def write_csv(stream: io.RawIOBase, arrays: dict[str, pa.Array], rows_at_once: int = 1 << 16) -> None:
-    """Write columns of equal length (`large_string` or numbers) as CSV, a piece at a time; the Id column is one of them."""
+    """Write columns (`large_string` or numbers, equal length, the Id column among them) as CSV, a piece at a time."""
     header = _quoted(pa.array(list(arrays), pa.large_string())).to_pylist()
     stream.write((",".join(header) + "\n").encode("utf-8"))
     text = pa.large_string()
