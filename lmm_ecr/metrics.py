@@ -94,12 +94,13 @@ def bootstrap_intervals(
     """Percentile bootstrap intervals (Efron 1979) of the chosen metrics: name -> (low, high).
 
     Rows are resampled as pairs. Resamples in which a metric is undefined (a constant resample of a tiny table) are left
-    out; where they are more than 10 %, the interval is (NaN, NaN). Above `KRCC_EXACT_ROWS` rows the interval of KRCC
-    comes from smaller resamples, scaled (see `lmm_ecr.bootstrap`). Depends on the seed and the set of rows only.
+    out; where they are more than 10 %, and for fewer than two rows, the interval is (NaN, NaN). Above `KRCC_EXACT_ROWS`
+    rows the interval of KRCC comes from smaller resamples, scaled (see `lmm_ecr.bootstrap`). Depends on the seed and
+    the set of rows only.
     """
     _check_confidence(confidence)
     x, y = _pair(predictions, labels)
-    if not len(x):
+    if len(x) < 2:
         return dict.fromkeys(metrics, (float("nan"), float("nan")))
     samples = bootstrap_samples(x, y, resamples=resamples, seed=seed, krcc="krcc" in metrics)
     return {name: percentile_interval(samples[name][0], confidence) for name in metrics}
