@@ -1,8 +1,8 @@
 """Kaldi-compatible log mel filter bank, and which part of a sound track the VideoLLaMA2 reference listens to.
 
-The filter bank is `torchaudio.compliance.kaldi.fbank` with the reference's parameters, written out so that torchaudio is
-not needed: 16 kHz, frames of 25 ms every 10 ms without partial frames, 128 mel bins from 20 Hz to the Nyquist frequency,
-Povey window, pre-emphasis 0.97, no dither. It is evaluated in float32 in torchaudio's order of operations.
+The filter bank is `torchaudio.compliance.kaldi.fbank` with the reference's parameters, written out so that torchaudio
+is not needed: 16 kHz, frames of 25 ms every 10 ms without partial frames, 128 mel bins from 20 Hz to the Nyquist
+frequency, Povey window, pre-emphasis 0.97, no dither. It is evaluated in float32 in torchaudio's order of operations.
 """
 
 import math
@@ -75,10 +75,10 @@ def reference_audio_windows(
 ) -> list[tuple[int, int]]:
     """Sample ranges (start, end) that the VideoLLaMA2 reference concatenates, for a track of `num_samples` samples.
 
-    Window k starts at `k * m / 8` seconds, where m is the track's length less one window (at least 0), and is cut at the
-    track's end. The reference evaluates m in float64 and everything after it in exact rational arithmetic (pytorchvideo
-    0.1.5), and so does this function. The windows of a track shorter than 14 s overlap, a track shorter than one
-    window is repeated whole, and the last eighth of m is never heard.
+    Window k starts at `k * m / 8` seconds, where m is the track's length less one window (at least 0), and is cut at
+    the track's end. The reference evaluates m in float64 and everything after it in exact rational arithmetic
+    (pytorchvideo 0.1.5), and so does this function. The windows of a track under 18 s overlap, a track shorter than
+    one window is repeated whole, and the last eighth of m is never heard.
 
     >>> reference_audio_windows(80000)[-1]
     (42000, 74000)
