@@ -22,6 +22,42 @@ def root() -> None:
 
 
 @app.command()
+def ensemble(
+    predictions: list[Path] = typer.Argument(
+        ..., metavar="FILE...", help="Prediction files (Id,ECR) of the same clips."
+    ),
+    output: str = typer.Option("ensemble.csv", help="The combined predictions; `-` for standard output."),
+    method: str = typer.Option(
+        None, help="mean (default), median, rank, logit, weighted, greedy or stack; the last three fit to --labels."
+    ),
+    weights: str = typer.Option(None, help="For weighted: one number per file, in their order, such as 0.3,0.7."),
+    labels: Path = typer.Option(None, help="Table with the true values: scores everything, and fits the weights."),
+    target: str = typer.Option(None, help="Column with the predictions, also in the output. Default: ECR."),
+    label_column: str = typer.Option(None, help="Column of --labels. Default: as --target."),
+    missing: str = typer.Option("error", help="An id that a file lacks: error, drop it, or mean of the other files."),
+    with_std: bool = typer.Option(False, "--with-std", help="Add the standard deviation of the members as a column."),
+    save: Path = typer.Option(None, help="Write the recipe (method, members, weights) here, for --apply."),
+    apply: Path = typer.Option(None, help="Use a saved recipe on new files of the same names."),
+    json: Path = typer.Option(None, help="Write the whole summary here."),
+    report: Path = typer.Option(None, help="Write an HTML report here; needs --labels."),
+    resamples: int = typer.Option(1000, help="Bootstrap resamples for the intervals; 0 for none."),
+    force: bool = typer.Option(False, "--force", help="Replace an existing output."),
+) -> None:
+    """Combine prediction files into one; with --labels show by how much it is better, and whether that is luck."""
+    from .ensemble import EnsembleOptions, check_outputs, parse_weights, write_ensemble
+    from .ensemble import ensemble as combine_files
+    from .ensemble_summary import print_summary
+
+    options = EnsembleOptions(
+        method, parse_weights(weights), labels, target, label_column, missing, apply, resamples=resamples
+    )
+    check_outputs(predictions, options, output, force, json=json, save=save, report=report)
+    result = combine_files(predictions, options)
+    write_ensemble(result, output, with_std=with_std, json_path=json, save=save)
+    print_summary(result.summary, output, sys.stderr if output == "-" else sys.stdout)
+
+
+@app.command()
 def labels(
     logs: list[Path] = typer.Argument(..., metavar="LOG...", help="Watch logs, one row per view: CSV or Parquet."),
     output: str = typer.Option("labels.csv", help="The table of labels; `-` for standard output."),
@@ -41,12 +77,53 @@ def labels(
     from .watch_logs import LogFormat
 
     check_output(output, inputs=logs, force=force)
+    if json is not None:
+        check_output(json, inputs=[*logs, output], force=True)
     log_format = LogFormat(id_column, watch_column, duration_column, on_error)
     result = compute_labels(
         logs, min_views=min_views, ecr_seconds=ecr_seconds, chunk_rows=chunk_rows, log_format=log_format
     )
     write_labels(result, output, json)
     typer.echo(describe(result, output), err=output == "-")
+
+
+@app.command()
+def evaluate(
+    predictions: list[Path] = typer.Argument(..., metavar="PRED...", help="Prediction tables: CSV or Parquet."),
+    labels: Path = typer.Option(..., help="Table with the measured values; its other columns can be segments."),
+    target: str = typer.Option("ECR", help="Column to evaluate, in both tables."),
+    segment: list[str] = typer.Option([], help="Break down by this column, has_title or has_description; repeatable."),
+    json: Path = typer.Option(None, help="Write every number here (the inside of metrics.json's eval)."),
+    plot: Path = typer.Option(None, help="Write a scatter plot here (png, svg or pdf)."),
+    fit_calibration: str = typer.Option(None, help="Fit a calibration: isotonic, logistic, identity (intervals only)."),
+    calibration_file: Path = typer.Option(None, help="Where the calibration goes, for `predict --calibrate`."),
+    confidence: float = typer.Option(0.95, help="Confidence of the bootstrap intervals."),
+    resamples: int = typer.Option(1000, help="Bootstrap resamples; 0 for no intervals."),
+    seed: int = typer.Option(0, help="Seed of the resamples and of the calibration split."),
+    bins: int = typer.Option(10, help="Bins of the reliability curve."),
+    allow_missing: bool = typer.Option(False, "--allow-missing", help="Leave out labels without a prediction."),
+    allow_out_of_range: bool = typer.Option(False, "--allow-out-of-range", help="Accept values outside [0, 1]."),
+) -> None:
+    """Score prediction files against labels: SROCC, PLCC, KRCC, RMSE and final score with bootstrap intervals."""
+    from .evaluate import check_outputs, evaluate_files, write_outputs
+    from .evaluation_tables import print_evaluation
+
+    check_outputs([*predictions, labels], json, plot, fit_calibration, calibration_file)
+    result = evaluate_files(
+        predictions,
+        labels,
+        target=target,
+        segments=segment,
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+        bins=bins,
+        allow_missing=allow_missing,
+        allow_out_of_range=allow_out_of_range,
+    )
+    print_evaluation(result)
+    for line in write_outputs(result, json, plot, fit_calibration, calibration_file):
+        typer.echo(line)
 
 
 def main() -> None:

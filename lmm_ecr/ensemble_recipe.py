@@ -1,0 +1,106 @@
+"""The recipe of an ensemble: everything needed to combine new files of the same members in the same way, as JSON.
+
+    {"format": "lmm_ecr ensemble", "format_version": 1, "method": "weighted", "target": "ECR",
+     "members": ["llama", "qwen"], "weights": [0.4, 0.6], "intercept": 0.0,
+     "parameters": {...}, "fit": {...} or null, "versions": {...}}
+
+`members` are file names without suffix, as `ensemble_members.member_names` gives them; `weights` (null for rules
+without) and `intercept` belong to them in this order. `parameters` documents constants of the rule and `fit` the
+cross-validated score; neither is read back.
+"""
+
+import json
+import math
+import os
+
+import numpy as np
+
+from . import __version__
+from .ensemble_methods import LOGIT_CLIP, METHODS, Combination
+from .errors import DataError
+from .files import read_json, write_json
+
+FORMAT = "lmm_ecr ensemble"
+VERSION = 1
+WEIGHTED = ("weighted", "greedy", "stack")
+
+
+def save_recipe(
+    path: str | os.PathLike, combination: Combination, names: list[str], target: str, fit: dict | None
+) -> None:
+    import scipy
+
+    weights = combination.weights
+    parameters = {"logit": {"clip": LOGIT_CLIP}, "stack": {"ridge": combination.ridge}}.get(combination.method, {})
+    recipe = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "method": combination.method,
+        "target": target,
+        "members": names,
+        "weights": None if weights is None else [float(weight) for weight in weights],
+        "intercept": combination.intercept,
+        "parameters": parameters,
+        "fit": fit,
+        "versions": {"lmm_ecr": __version__, "numpy": np.__version__, "scipy": scipy.__version__},
+    }
+    write_json(path, recipe)
+
+
+def load_recipe(path: str | os.PathLike) -> tuple[Combination, list[str], str]:
+    """Read a recipe: the combination, its member names and its target column.
+
+    Raises:
+        DataError: a file that is no recipe of this version, or one whose weights do not fit; names what is wrong.
+    """
+    try:
+        recipe = read_json(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a recipe of an ensemble (no JSON: {error})") from error
+    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
+        raise DataError(f"{path}: not a recipe of an ensemble; `lmm-ecr ensemble ... --save FILE` writes one")
+    if recipe.get("format_version") != VERSION:
+        raise DataError(
+            f"{path}: format version {recipe.get('format_version')!r}; this program reads version {VERSION}"
+        )
+    method, members, weights = recipe.get("method"), recipe.get("members"), recipe.get("weights")
+    if method not in METHODS:
+        raise DataError(f"{path}: unknown method {method!r}; known: {', '.join(METHODS)}")
+    if not _list_of(members, str) or not members or len(set(members)) != len(members):
+        raise DataError(f"{path}: `members` must be a list of different file names, got {members!r}")
+    intercept = recipe.get("intercept", 0.0)
+    numbers = [*(weights or []), intercept]
+    if not _list_of(numbers, (int, float)) or not all(math.isfinite(number) for number in numbers):
+        raise DataError(f"{path}: `weights` and `intercept` must be finite numbers")
+    if (weights is not None) != (method in WEIGHTED) or (weights is not None and len(weights) != len(members)):
+        raise DataError(f"{path}: {method} with {len(members)} members has the weights {weights!r}")
+    if method != "stack" and weights is not None and (min(weights) < 0 or sum(weights) <= 0):
+        raise DataError(f"{path}: the weights of {method} must not be negative nor all zero, got {weights!r}")
+    if not isinstance(recipe.get("target"), str):
+        raise DataError(f"{path}: `target` must be the name of a column, got {recipe.get('target')!r}")
+    arrays = None if weights is None else np.array(weights, dtype=np.float64)
+    return Combination(method, arrays, float(intercept)), members, recipe["target"]
+
+
+def reorder(combination: Combination, saved: list[str], names: list[str], path: str | os.PathLike) -> Combination:
+    """The combination with its weights in the order of `names`, the members at hand.
+
+    Raises:
+        DataError: `names` are not exactly the members of the recipe at `path`.
+    """
+    lacking, more = sorted(set(saved) - set(names)), sorted(set(names) - set(saved))
+    if lacking or more:
+        parts = [f"{label}: {', '.join(some)}" for label, some in (("missing", lacking), ("unknown", more)) if some]
+        raise DataError(
+            f"{path}: the recipe is for the members {', '.join(saved)} (file names without suffix); {'; '.join(parts)}"
+        )
+    if combination.weights is None:
+        return combination
+    weights = combination.weights[[saved.index(name) for name in names]]
+    return Combination(combination.method, weights, combination.intercept, combination.ridge)
+
+
+def _list_of(values: object, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(values, list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)

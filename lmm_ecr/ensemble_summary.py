@@ -1,0 +1,161 @@
+"""The summary of an ensemble as text: readable at 80 columns in a terminal, plain when written to a file or a pipe."""
+
+from typing import IO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+METRICS = {"srocc": "SROCC", "plcc": "PLCC", "krcc": "KRCC", "rmse": "RMSE", "final_score": "final"}
+SHOWN_MEMBERS = 8  # a wider correlation table does not fit into 80 columns
+
+
+def print_summary(summary: dict, output: str, stream: IO[str]) -> None:
+    """Write the summary (as `--json` has it) to `stream`; `output` is the file that was written, or `-`."""
+    console = Console(file=stream, highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console = Console(file=stream, highlight=False, width=max(80, console.width), no_color=True)
+    members = summary["members"]
+    console.print(_headline(summary), markup=False)
+    for line in _missing_lines(summary):
+        console.print(line, markup=False)
+    if summary["ensemble"] is not None:
+        console.print(_score_table(summary, console.is_terminal))
+        console.print(_evidence(summary), markup=False)
+    elif any(member["weight"] is not None for member in members):
+        weights = ", ".join(f"{member['name']} {member['weight']:.3f}" for member in members)
+        console.print(f"weights: {weights}", markup=False)
+    if len(members) > 1:
+        _print_correlations(summary, console)
+    if output != "-":
+        console.print(f"written to {output}", markup=False, soft_wrap=True)
+
+
+def _headline(summary: dict) -> str:
+    count = len(summary["members"])
+    text = f"{summary['method']} of {count} file{'s' * (count != 1)}, {summary['n']:,} rows, column {summary['target']}"
+    return text + (f", recipe {summary['recipe']}" if summary["recipe"] else "")
+
+
+def _missing_lines(summary: dict) -> list[str]:
+    lines = []
+    lacking = [f"{member['name']} {member['missing_ids']:,}" for member in summary["members"] if member["missing_ids"]]
+    missing = summary["missing"]
+    if lacking:
+        what = (
+            f"{missing['dropped_rows']:,} rows dropped"
+            if missing["rule"] == "drop"
+            else f"{missing['filled_values']:,} values are the mean of the other members"
+        )
+        lines.append(f"missing ids: {', '.join(lacking)}; {what}")
+    labels = summary["labels"]
+    if labels:
+        text = f"labels: {labels['file']}, column {labels['column']}: {labels['rows']:,} rows scored"
+        if labels["rows_without_label"]:
+            text += f", {labels['rows_without_label']:,} rows have no label"
+        if labels["labels_without_row"]:
+            text += f", {labels['labels_without_row']:,} labels have no prediction"
+        lines.append(text)
+    return lines
+
+
+def _score_table(summary: dict, terminal: bool) -> Table:
+    weighted = any(member["weight"] is not None for member in summary["members"])
+    table = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("member", overflow="fold", min_width=8)
+    if weighted:
+        table.add_column("weight", justify="right")
+    table.add_column("gain", justify="right")
+    for title in METRICS.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    for member in summary["members"]:
+        cells = [_number(member["weight"])] if weighted else []
+        table.add_row(_plain(member["name"]), *cells, _signed(member["gain"]), *_scores(member))
+    name = "ensemble, CV" if summary["fit"] else "ensemble"
+    table.add_row(name, *([""] if weighted else []), "", *_scores(summary["ensemble"]), style="bold")
+    return table
+
+
+def _evidence(summary: dict) -> str:
+    lines = ["intervals: 95 %, bootstrap; gain: final score lost without the member"]
+    best = summary["gain_over_best"]
+    if best and best["difference"] is not None and best["ci95"][0] is not None:
+        low, high = best["ci95"]
+        verdict = "significant" if best["significant"] else "not significant"
+        lines.append(
+            f"ensemble against the best member, {best['best_member']}: {best['difference']:+.4f} "
+            f"({low:+.4f} to {high:+.4f}), p = {best['p_value']:.3g}, {verdict}"
+        )
+    if summary["fit"]:
+        lines.append(
+            f"CV: the ensemble is scored by {summary['fit']['folds']}-fold cross-validation, folds fixed by the ids"
+        )
+    return "\n".join(lines)
+
+
+def _print_correlations(summary: dict, console: Console) -> None:
+    correlations, members = summary["correlations"], summary["members"]
+    ranks = correlations["srocc"] is not None
+    note = "SROCC above the diagonal, PLCC below" if ranks else "PLCC"
+    used = "" if correlations["rows"] == summary["n"] else f", {correlations['rows']:,} evenly spaced rows"
+    console.print(f"\ncorrelation between members ({note}{used})", markup=False)
+    if len(members) > SHOWN_MEMBERS:
+        console.print(_extremes(correlations["plcc"], members), markup=False)
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=True)
+    table.add_column("", overflow="fold")
+    for number in range(1, len(members) + 1):
+        table.add_column(str(number), justify="right", no_wrap=True)
+    for i, member in enumerate(members):
+        cells = []
+        for j in range(len(members)):
+            if i == j or (not ranks and j > i):
+                cells.append("")
+            else:
+                cells.append(_number(correlations["srocc" if j > i else "plcc"][i][j]))
+        table.add_row(f"{i + 1} {_plain(member['name'])}", *cells)
+    console.print(table)
+
+
+def _extremes(matrix: list[list[float | None]], members: list[dict]) -> str:
+    pairs = [
+        (matrix[i][j], members[i]["name"], members[j]["name"])
+        for i in range(len(members))
+        for j in range(i)
+        if matrix[i][j] is not None
+    ]
+    if not pairs:
+        return "every member is constant"
+    low, high = min(pairs), max(pairs)
+    middle = sorted(pair[0] for pair in pairs)[len(pairs) // 2]
+    return (
+        f"PLCC of {len(pairs)} pairs: median {middle:.3f}; lowest {low[0]:.3f} ({low[1]}, {low[2]}); "
+        f"highest {high[0]:.3f} ({high[1]}, {high[2]}); all in --json"
+    )
+
+
+def _scores(scores: dict) -> list[str]:
+    cells = []
+    for name in METRICS:
+        low, high = scores["ci95"][name]
+        interval = "" if low is None or high is None else f"\n{_short(low)}-{_short(high)}"
+        cells.append(_number(scores[name]) + interval)
+    return cells
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _short(value: float) -> str:
+    """Three digits without the zero before the point, so that five intervals fit beside each other."""
+    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.4f}"
+
+
+def _plain(text: str) -> str:
+    """File names are not rich markup."""
+    return text.replace("[", r"\[")
