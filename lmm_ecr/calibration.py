@@ -62,7 +62,7 @@ class Calibration:
         so all rows give residuals. Raises DataError for labels outside [0, 1], numbers that are not finite, and fewer
         than `MIN_ROWS` rows on either side of the split.
         """
-        _check_method(method)
+        check_method(method)
         if not 0 < conformal_share < 1:
             raise ConfigError(f"conformal_share is {conformal_share}, not between 0 and 1")
         x, y = _checked(values, "score"), _checked(labels, "label")
@@ -170,7 +170,7 @@ class Calibration:
         return loaded
 
     def _check(self, path: str | os.PathLike) -> None:
-        _check_method(self.method)
+        check_method(self.method)
         if self.method == "isotonic":
             x, y = (np.asarray(self.parameters[key], np.float64) for key in "xy")
             good = len(x) == len(y) > 0 and (np.diff(x) > 0).all() and (np.diff(y) >= 0).all()
@@ -269,7 +269,8 @@ def _expit(t: np.ndarray) -> np.ndarray:
     return 0.5 * (1.0 + np.tanh(0.5 * t))
 
 
-def _check_method(method: str) -> None:
+def check_method(method: str) -> None:
+    """Raise ConfigError for a name that is not in METHODS."""
     if method not in METHODS:
         raise ConfigError(f"calibration method {method!r}; choose one of {', '.join(METHODS)}")
 

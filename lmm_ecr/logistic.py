@@ -12,6 +12,7 @@ import numpy as np
 
 MAX_FIT_ROWS = 20_000  # a larger table is fitted on so many rows, evenly spaced in the order of the predictions
 MAX_EVALUATIONS = 2_000  # of the function, from the customary start; the crawl after that moves the fourth digit
+STOPPED = f"stopped after {MAX_EVALUATIONS} evaluations, before full convergence"  # a note of LogisticFit
 MAX_STEPS = 200  # for each of the other starts
 
 
@@ -70,8 +71,7 @@ def fit_logistic(
     function = logistic5 if parameters == 5 else logistic4
     best, converged = _customary_fit(function, fit_x, fit_y)
     if np.isfinite(best).all() and _error(function, best, fit_x, fit_y) <= acceptable:
-        note = "" if converged else f"stopped after {MAX_EVALUATIONS} evaluations, before full convergence"
-        return _result(x, y, function(x, *best), best, scale, note)
+        return _result(x, y, function(x, *best), best, scale, "" if converged else STOPPED)
     best = _bounded_fit(function, fit_x, fit_y)
     if _error(function, best, fit_x, fit_y) <= acceptable:
         note = "the customary starting point failed; the best of several others is given"

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .calibration import Reliability, reliability
+from .errors import ConfigError
 from .files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+KINDS = ("png", "svg", "pdf")
 POINTS = 3000  # more rows than this are drawn as a density, not as points
 INK, MUTED, GRID, BLUE = "#1f2933", "#65717e", "#e4e8ec", "#2563ae"
 _NAMES = {"final_score": "final", "srocc": "SROCC", "plcc": "PLCC", "krcc": "KRCC", "rmse": "RMSE"}
@@ -122,17 +124,17 @@ def reliability_figure(curve: Reliability, predictions: np.ndarray, title: str =
     return figure
 
 
-def save_figure(figure: "Figure", path: str | os.PathLike) -> None:
-    """Write a figure, whole or not at all. A suffix matplotlib cannot write is a ConfigError naming those it can."""
-    from .errors import ConfigError
-
-    kinds = ("png", "svg", "pdf")
+def plot_kind(path: str | os.PathLike) -> str:
+    """The suffix of a plot's file name; ConfigError, naming the known ones, for a kind that is not written."""
     kind = os.path.splitext(os.fspath(path))[1].lower().removeprefix(".")
-    if kind not in kinds:
-        raise ConfigError(
-            f"{path}: a plot is written as {', '.join(kinds)}; give a file name with one of these suffixes"
-        )
-    content = figure_bytes(figure, kind)
+    if kind not in KINDS:
+        raise ConfigError(f"{path}: a plot is written as {', '.join(KINDS)}; give a file name with such a suffix")
+    return kind
+
+
+def save_figure(figure: "Figure", path: str | os.PathLike) -> None:
+    """Write a figure, whole or not at all, in the kind its suffix names (see `plot_kind`)."""
+    content = figure_bytes(figure, plot_kind(path))
     with atomic_write(path, "wb") as stream:
         stream.write(content)
 

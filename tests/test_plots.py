@@ -24,7 +24,7 @@ def test_scatter_of_any_size(tmp_path, n):
     with Image.open(tmp_path / "s.png") as image:
         pixels = np.asarray(image.convert("RGB"))
     assert min(pixels.shape[:2]) > 500
-    blue = (pixels[..., 2].astype(int) - pixels[..., 0]) > 20
+    blue = (pixels[..., 2].astype(int) - pixels[..., 0]) > 40
     assert blue.any() == (n > 0)  # the points
 
 
