@@ -1,0 +1,270 @@
+"""The input table: one row per clip, read once and checked whole before anything slow begins.
+
+Columns (CSV or Parquet): `Id`; optional `Title`, `Description`; target columns such as `ECR` (required for training only);
+optional `Video`, a path to the clip, instead of `<video_dir>/<Id>.mp4`. Other columns are ignored.
+"""
+
+import difflib
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ..errors import DataError
+from ..files import atomic_write
+
+MAX_PROBLEMS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """One clip. `row` is its 1-based number among the data rows of the table; labels are NaN where not known."""
+
+    row: int
+    id: str
+    video: Path
+    title: str | None
+    description: str | None
+    labels: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A row that cannot be used, with a short stable reason and the details."""
+
+    row: int
+    id: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass
+class Manifest:
+    """The usable rows of a table in its order, and the rows rejected while reading (only missing files, on request)."""
+
+    path: str
+    rows: list[ManifestRow]
+    targets: tuple[str, ...] = ()
+    rejections: list[Rejection] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[ManifestRow]:
+        return iter(self.rows)
+
+    def __getitem__(self, index: int) -> ManifestRow:
+        return self.rows[index]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """float64 [rows, targets], NaN where not known."""
+        return np.array([row.labels for row in self.rows], dtype=np.float64).reshape(len(self.rows), len(self.targets))
+
+    def fingerprint(self) -> str:
+        """Hash of ids, texts and labels in order: tells whether two runs saw the same table."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(repr((row.id, row.title, row.description, row.labels)).encode())
+        return digest.hexdigest()[:16]
+
+
+def read_manifest(
+    path: str | Path,
+    video_dir: str | Path | None = None,
+    *,
+    targets: Sequence[str] = (),
+    missing_files: str = "error",
+) -> Manifest:
+    """Read and check a table of clips.
+
+    targets: label columns that must be there, each value in [0, 1]; with several targets a cell may be empty (NaN), as long
+    as one of them is known. missing_files: "error", or "reject" to list rows without a file in `Manifest.rejections`.
+
+    Raises DataError with every problem found (the first ten in full): missing column, empty or duplicate Id, an Id that
+    leaves the video directory, a label that is no number or outside [0, 1], a missing file.
+    """
+    path = Path(path)
+    columns, num_rows = _read_columns(path, targets)
+    if num_rows == 0:
+        raise DataError(f"{path}: the table has no rows")
+    problems: list[str] = []
+    ids = columns["Id"]
+    _check_ids(ids, problems)
+    labels = _parse_labels(columns, targets, ids, problems)
+    base = Path(video_dir) if video_dir is not None else path.parent
+    videos = _video_paths(columns, ids, base, problems)
+    missing = _missing(videos)
+    rejections = []
+    for index in sorted(missing):
+        if missing_files == "reject":
+            rejections.append(Rejection(index + 1, ids[index], "missing", str(videos[index])))
+        else:
+            problems.append(f"row {index + 1} (Id {ids[index]!r}): no file {videos[index]}")
+    if problems:
+        hint = ""
+        if missing and missing_files != "reject":
+            hint = "\nFor missing files check --video_dir / --video-dir and the Video column, or skip them on request."
+        raise DataError(_list_problems(path, problems) + hint)
+    rows = [
+        ManifestRow(
+            row=index + 1,
+            id=ids[index],
+            video=videos[index],
+            title=columns["Title"][index] or None if "Title" in columns else None,
+            description=columns["Description"][index] or None if "Description" in columns else None,
+            labels=tuple(labels[index]),
+        )
+        for index in range(num_rows)
+        if index not in missing
+    ]
+    if not rows:
+        raise DataError(f"{path}: none of the {num_rows} clips has a file under {base}")
+    return Manifest(str(path), rows, tuple(targets), rejections)
+
+
+def write_rejections(path: str | Path, rejections: Sequence[Rejection]) -> None:
+    """Write `row,Id,reason,detail` as CSV."""
+    import csv
+
+    with atomic_write(path) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["row", "Id", "reason", "detail"])
+        writer.writerows([r.row, r.id, r.reason, r.detail] for r in rejections)
+
+
+def _read_columns(path: Path, targets: Sequence[str]) -> tuple[dict[str, list[str]], int]:
+    """The columns of the contract as lists of text ("" for nulls)."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    if not path.is_file():
+        raise DataError(f"{path}: no such table")
+    wanted = ["Id", "Title", "Description", "Video", *targets]
+    try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            names = pyarrow.parquet.read_schema(path).names
+            _check_header(path, names, targets)
+            table = pyarrow.parquet.read_table(path, columns=[n for n in wanted if n in names])
+        else:
+            names = _csv_header(path)
+            _check_header(path, names, targets)
+            table = pyarrow.csv.read_csv(
+                path,
+                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    column_types=dict.fromkeys(names, pa.string()),
+                    strings_can_be_null=False,
+                    include_columns=[n for n in wanted if n in names],
+                ),
+            )
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a table ({error})") from error
+    columns = {}
+    for name in table.column_names:
+        values = table.column(name)
+        if not pa.types.is_string(values.type):
+            values = pyarrow.compute.cast(values, pa.string())
+        columns[name] = ["" if value is None else value for value in values.to_pylist()]
+    return columns, table.num_rows
+
+
+def _csv_header(path: Path) -> list[str]:
+    import csv
+
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        header = next(csv.reader(stream), None)
+    if not header:
+        raise DataError(f"{path}: the file is empty")
+    return header
+
+
+def _check_header(path: Path, names: list[str], targets: Sequence[str]) -> None:
+    repeated = sorted({n for n in names if names.count(n) > 1} & {"Id", "Title", "Description", "Video", *targets})
+    if repeated:
+        raise DataError(f"{path}: column {repeated[0]!r} appears twice in the header")
+    for name in ("Id", *targets):
+        if name not in names:
+            close = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1)
+            original = next((n for n in names if close and n.lower() == close[0]), None)
+            hint = f" (did you mean {original!r}? rename it)" if original else ""
+            raise DataError(f"{path}: column {name!r} is missing; the table has {', '.join(map(repr, names))}{hint}")
+
+
+def _check_ids(ids: list[str], problems: list[str]) -> None:
+    first_seen: dict[str, int] = {}
+    for row, clip_id in enumerate(ids, start=1):
+        if not clip_id.strip():
+            problems.append(f"row {row}: Id is empty")
+        elif clip_id in first_seen:
+            problems.append(f"row {row}: Id {clip_id!r} was used in row {first_seen[clip_id]} already")
+        else:
+            first_seen[clip_id] = row
+
+
+def _parse_labels(columns, targets: Sequence[str], ids: list[str], problems: list[str]) -> list[list[float]]:
+    labels = [[math.nan] * len(targets) for _ in ids]
+    for column, name in enumerate(targets):
+        for index, text in enumerate(columns[name]):
+            where = f"row {index + 1} (Id {ids[index]!r}): {name}"
+            if not text.strip():
+                if len(targets) == 1:
+                    problems.append(f"{where} is empty")
+                continue
+            try:
+                value = float(text)
+            except ValueError:
+                problems.append(f"{where} is no number: {text!r}")
+                continue
+            if not 0 <= value <= 1:
+                problems.append(f"{where} must lie in [0, 1], got {text}")
+                continue
+            labels[index][column] = value
+    if len(targets) > 1:
+        for index, values in enumerate(labels):
+            if all(math.isnan(v) for v in values):
+                problems.append(f"row {index + 1} (Id {ids[index]!r}): none of {', '.join(targets)} is known")
+    return labels
+
+
+def _video_paths(columns, ids: list[str], base: Path, problems: list[str]) -> list[Path]:
+    explicit = columns.get("Video", [""] * len(ids))
+    paths = []
+    for row, (clip_id, video) in enumerate(zip(ids, explicit, strict=True), start=1):
+        if video.strip():
+            paths.append(base / video)  # an absolute path stays as it is
+            continue
+        parts = PurePosixPath(clip_id.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or "\x00" in clip_id or ":" in clip_id[:3]:
+            problems.append(
+                f"row {row}: Id {clip_id!r} would leave the video directory; use the Video column for paths"
+            )
+        paths.append(base / f"{clip_id}.mp4")
+    return paths
+
+
+def _missing(paths: list[Path]) -> set[int]:
+    """Indices of paths that are no files; one listing per directory instead of one look-up per file."""
+    listings: dict[str, set[str]] = {}
+    missing = set()
+    for index, path in enumerate(paths):
+        folder, name = os.path.split(path)
+        if folder not in listings:
+            try:
+                listings[folder] = set(os.listdir(folder or "."))
+            except (OSError, ValueError):
+                listings[folder] = set()
+        if name not in listings[folder]:
+            missing.add(index)
+    return missing
+
+
+def _list_problems(path: Path, problems: list[str]) -> str:
+    shown = "\n".join(f"  {problem}" for problem in problems[:MAX_PROBLEMS_SHOWN])
+    more = f"\n  ... and {len(problems) - MAX_PROBLEMS_SHOWN} more" if len(problems) > MAX_PROBLEMS_SHOWN else ""
+    return f"{path}: {len(problems)} problem{'s' * (len(problems) > 1)}\n{shown}{more}"

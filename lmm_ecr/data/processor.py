@@ -1,0 +1,155 @@
+"""What turns a clip and its texts into model input, the same in training and prediction, saved with the checkpoint.
+
+A `ClipProcessor` belongs to one family of LMMs. Its `PreprocessingSpec` says everything that would change a score: frame
+sampling, resolution, sound, prompt. `save_pretrained` writes it as `preprocessing.json` next to the tokenizer files.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from ..errors import ConfigError
+from ..files import read_json, write_json
+from .audio import AudioSpec
+from .decode import Clip, ClipInfo
+from .prompt import PromptSpec
+from .sampling import FrameSampling, check_keys
+
+SPEC_FILE = "preprocessing.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PreprocessingSpec:
+    """Everything between a file and the model that would change a score.
+
+    sampling: which frames. prompt: the text. audio: which sound, None for a silent model. Families add their own fields.
+    """
+
+    sampling: FrameSampling = field(default_factory=FrameSampling)
+    prompt: PromptSpec = field(default_factory=PromptSpec)
+    audio: AudioSpec | None = None
+
+    nested: ClassVar[dict[str, type]] = {"sampling": FrameSampling, "prompt": PromptSpec, "audio": AudioSpec}
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "PreprocessingSpec":
+        """Inverse of `to_dict`. Raises ConfigError naming unknown keys and the closest known one."""
+        values = dict(values)
+        check_keys("preprocessing", values, cls)
+        for name, kind in cls.nested.items():
+            if isinstance(values.get(name), dict):
+                values[name] = kind.from_dict(values[name])
+        return cls(**values)
+
+    def updated(self, **changes) -> "PreprocessingSpec":
+        """A copy with other values; None leaves a field as it is."""
+        return replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+
+class ClipProcessor(ABC):
+    """Base of the families' processors.
+
+    A sample is a dict of tensors without a batch axis (`encode`); `collate` pads samples into a batch that
+    `LmmRegressor.forward` takes. `encode` is deterministic, and safe in dataloader workers.
+    """
+
+    family: ClassVar[str]
+    spec_class: ClassVar[type[PreprocessingSpec]] = PreprocessingSpec
+    spec: PreprocessingSpec
+    tokenizer: Any
+    image_mean: list[float]
+    image_std: list[float]
+    padding_side: str = "right"
+
+    @abstractmethod
+    def resize(self, frames: np.ndarray) -> np.ndarray:
+        """Frames uint8 [T, H, W, 3] to the size the model sees, uint8 [T, h, w, 3]. A second call changes nothing."""
+
+    @abstractmethod
+    def encode(self, clip: Clip, title: str | None, description: str | None) -> dict[str, torch.Tensor]:
+        """One sample: at least input_ids int64 [tokens]. `clip.frames` may be resized already."""
+
+    @abstractmethod
+    def collate(self, samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Pad samples to one batch: input_ids and attention_mask int64 [batch, tokens], plus the family's tensors."""
+
+    @abstractmethod
+    def estimated_tokens(self, info: ClipInfo | None, title: str | None, description: str | None) -> int:
+        """Length of the sample without decoding the clip; orders batches only, so it need not be exact."""
+
+    @abstractmethod
+    def max_source_pixels(self) -> int | None:
+        """Pixels per frame beyond which a source frame may be scaled down while decoding (bounds memory)."""
+
+    @abstractmethod
+    def clip_spec(self) -> dict[str, Any]:
+        """The settings that decide what is in a prepared clip (frames, their size, sound); plain JSON values."""
+
+    @abstractmethod
+    def _save_files(self, directory: Path) -> None:
+        """Write tokenizer, processor and chat template files."""
+
+    @classmethod
+    @abstractmethod
+    def from_backbone(cls, name_or_path: str, spec: PreprocessingSpec | None = None, **options) -> "ClipProcessor":
+        """The processor for a pretrained LMM, with `spec` or the family's default preprocessing."""
+
+    def save_pretrained(self, directory: str | Path, **_) -> None:
+        """Write everything `from_pretrained` needs into `directory`."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._save_files(directory)
+        write_json(
+            directory / SPEC_FILE, {"format": FORMAT_VERSION, "family": self.family, "spec": self.spec.to_dict()}
+        )
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> "ClipProcessor":
+        """The processor saved in a checkpoint directory; the family is read from the directory.
+
+        Raises ConfigError if preprocessing.json is missing, of a newer format or malformed.
+        """
+        path = Path(directory) / SPEC_FILE
+        if not path.is_file():
+            raise ConfigError(f"{directory} is no model directory of this package: {SPEC_FILE} is missing")
+        saved = read_json(path)
+        if saved.get("format") != FORMAT_VERSION:
+            raise ConfigError(f"{path}: format {saved.get('format')!r}, this version reads {FORMAT_VERSION}")
+        from ..models.families import FAMILIES
+
+        family = next((f for f in FAMILIES if f.name == saved.get("family")), None)
+        if family is None:
+            raise ConfigError(f"{path}: unknown family {saved.get('family')!r}; known: {[f.name for f in FAMILIES]}")
+        processor = family.processor_class
+        return processor.from_backbone(str(directory), processor.spec_class.from_dict(saved["spec"]))
+
+
+def pad_tokens(
+    samples: list[dict[str, torch.Tensor]], pad_values: dict[str, int], padding_side: str
+) -> dict[str, torch.Tensor]:
+    """Pad the 1-D tensors named in `pad_values` to one length and add `attention_mask`.
+
+    Worked example, right padding, pad_values {"input_ids": 0}: [5, 6, 7] and [8] become input_ids [[5, 6, 7], [8, 0, 0]]
+    and attention_mask [[1, 1, 1], [1, 0, 0]].
+    """
+    lengths = [len(sample["input_ids"]) for sample in samples]
+    width = max(lengths)
+    batch = {
+        name: torch.full((len(samples), width), value, dtype=samples[0][name].dtype)
+        for name, value in pad_values.items()
+    }
+    batch["attention_mask"] = torch.zeros(len(samples), width, dtype=torch.int64)
+    for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+        span = slice(width - length, width) if padding_side == "left" else slice(0, length)
+        batch["attention_mask"][row, span] = 1
+        for name in pad_values:
+            batch[name][row, span] = sample[name]
+    return batch

@@ -1,0 +1,173 @@
+"""`lmm-ecr prepare`: validate every clip of a table, decode and resize each once, and keep the result for training.
+
+The work is cut into shards; a killed run continues with the first shard that is missing.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .data.cache import (
+    FORMAT_VERSION,
+    IMAGE_FORMATS,
+    INFO_FILE,
+    MANIFEST_FILE,
+    SHARD_DIR,
+    pack_clip,
+    read_prepared_info,
+    shard_path,
+    write_shard,
+)
+from .data.dataset import FileReader, one_thread_worker
+from .data.manifest import Manifest, ManifestRow, Rejection, write_rejections
+from .data.processor import ClipProcessor
+from .errors import ClipError, ConfigError
+from .files import atomic_write, read_json, write_json
+
+CLIPS_PER_SHARD = 256
+PLAN_FILE = "plan.json"
+
+
+class _Packer(Dataset):
+    """Decodes, resizes and compresses one clip per item; an unreadable one becomes a Rejection."""
+
+    def __init__(self, rows: Sequence[ManifestRow], processor: ClipProcessor, decoder: str, image_format: str):
+        self.rows = rows
+        self.processor = processor
+        self.reader = FileReader(processor, decoder)
+        self.image_format = image_format
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        row = self.rows[index]
+        try:
+            clip = self.reader(row)
+        except ClipError as error:
+            return Rejection(row.row, row.id, error.reason, error.detail)
+        clip.frames = self.processor.resize(clip.frames)
+        return {"Id": row.id, **pack_clip(clip, self.image_format)}
+
+
+def prepare(
+    manifest: Manifest,
+    processor: ClipProcessor,
+    output: str | Path,
+    *,
+    image_format: str = "jpeg",
+    decoder: str = "pyav",
+    num_workers: int = 4,
+    clips_per_shard: int = CLIPS_PER_SHARD,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Rejection]:
+    """Prepare all clips of `manifest` for `processor` in the directory `output`; returns the rejected rows.
+
+    progress(done, total) is called after each clip. A finished directory with the same content is left as it is.
+    Raises ConfigError if `output` holds clips of another table or prepared with other settings.
+    """
+    if image_format not in IMAGE_FORMATS:
+        raise ConfigError(f"image format {image_format!r} is unknown; choose from {', '.join(IMAGE_FORMATS)}")
+    output = Path(output)
+    plan = {
+        "format": FORMAT_VERSION,
+        "clip_spec": processor.clip_spec(),
+        "image_format": image_format,
+        "table": manifest.fingerprint(),
+        "clips_per_shard": clips_per_shard,
+        "num_rows": len(manifest),
+    }
+    _check_plan(output, plan)
+    if (output / INFO_FILE).is_file():
+        info = read_prepared_info(output)
+        if progress:
+            progress(len(manifest), len(manifest))
+        return [Rejection(**r) for r in info["rejections"]]
+    (output / SHARD_DIR).mkdir(parents=True, exist_ok=True)
+    write_json(output / PLAN_FILE, plan)
+    rejections = list(manifest.rejections)
+    places: list[tuple[ManifestRow, int, int]] = []
+    damaged: dict[str, str] = {}
+    for shard, start in enumerate(range(0, len(manifest), clips_per_shard)):
+        rows = manifest.rows[start : start + clips_per_shard]
+        report = _prepare_shard(
+            output, shard, rows, processor, decoder, image_format, num_workers, progress, start, len(manifest)
+        )
+        rejections += [Rejection(**r) for r in report["rejections"]]
+        damaged.update(report["damaged"])
+        by_id = {row.id: row for row in rows}
+        places += [(by_id[clip_id], shard, position) for position, clip_id in enumerate(report["ids"])]
+    _write_manifest(output / MANIFEST_FILE, manifest, places)
+    write_rejections(output / "rejected.csv", rejections)
+    info = {**plan, "num_clips": len(places), "damaged": damaged, "rejections": [vars(r) for r in rejections]}
+    write_json(output / INFO_FILE, info)
+    return rejections
+
+
+def _check_plan(output: Path, plan: dict) -> None:
+    found = output / PLAN_FILE
+    if not found.is_file():
+        if output.is_dir() and any(output.iterdir()):
+            raise ConfigError(f"--output {output} is not empty and was not made by prepare; choose another directory")
+        return
+    old = read_json(found)
+    changed = [f"{key} ({old.get(key)!r} -> {value!r})" for key, value in plan.items() if old.get(key) != value]
+    if changed:
+        raise ConfigError(
+            f"{output} was begun with another table or other settings: {'; '.join(changed)}. "
+            "Choose another --output, or delete the directory."
+        )
+
+
+def _prepare_shard(output, shard, rows, processor, decoder, image_format, num_workers, progress, done, total) -> dict:
+    """Write one shard and its report (ids in order, rejections, damage); an existing one is read back."""
+    path = shard_path(output, shard)
+    report_path = path.with_suffix(".json")
+    if path.is_file() and report_path.is_file():
+        if progress:
+            progress(done + len(rows), total)
+        return read_json(report_path)
+    loader = DataLoader(
+        _Packer(rows, processor, decoder, image_format),
+        batch_size=None,
+        num_workers=min(num_workers, len(rows)),
+        worker_init_fn=one_thread_worker,
+        multiprocessing_context="fork" if num_workers and not torch.cuda.is_initialized() else None,
+    )
+    packed, rejections = [], []
+    for item in loader:
+        (rejections if isinstance(item, Rejection) else packed).append(item)
+        done += 1
+        if progress:
+            progress(done, total)
+    report = {
+        "ids": [row["Id"] for row in packed],
+        "damaged": {row["Id"]: row["damaged"] for row in packed if row["damaged"]},
+        "rejections": [vars(r) for r in rejections],
+    }
+    write_shard(path, packed)
+    write_json(report_path, report)
+    return report
+
+
+def _write_manifest(path: Path, manifest: Manifest, places) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    columns = {
+        "Id": [row.id for row, _, _ in places],
+        "Title": pa.array([row.title for row, _, _ in places], pa.string()),
+        "Description": pa.array([row.description for row, _, _ in places], pa.string()),
+    }
+    for index, target in enumerate(manifest.targets):
+        columns[target] = pa.array([row.labels[index] for row, _, _ in places], pa.float64())
+    columns |= {
+        "Video": [str(row.video.resolve()) for row, _, _ in places],
+        "row": pa.array([row.row for row, _, _ in places], pa.int64()),
+        "shard": pa.array([shard for _, shard, _ in places], pa.int32()),
+        "position": pa.array([position for _, _, position in places], pa.int32()),
+    }
+    with atomic_write(path, "wb") as stream:
+        pyarrow.parquet.write_table(pa.table(columns), stream)

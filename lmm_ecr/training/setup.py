@@ -1,0 +1,234 @@
+"""What a recipe does before training: output directory, data, preprocessing and model, checked in this order so that a
+mistake is reported before large weights are loaded."""
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..arguments import RecipeArguments
+from ..data.cache import PreparedReader, is_prepared, read_prepared_manifest
+from ..data.dataset import ClipDataset, FileReader
+from ..data.manifest import Manifest, read_manifest
+from ..data.processor import ClipProcessor, PreprocessingSpec
+from ..data.synthetic import SyntheticSpec, generate_dataset
+from ..errors import ConfigError, DataError
+from ..label_transforms import fit_label_transform
+from ..models.regression import LmmRegressor
+from ..models.tiny import TINY_VERSION
+from ..prepare import prepare
+from ..progress import progress_bar
+from .trainer import last_complete_checkpoint
+from .tuning import apply_tuning
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Datasets:
+    """Training and evaluation clips, and the rows whose files were missing (with --on_error skip)."""
+
+    train: ClipDataset
+    eval: ClipDataset
+
+
+def prepare_output_dir(args: RecipeArguments, recipe: str) -> Path | None:
+    """Check and make the output directory (`runs/<recipe>` by default); returns the checkpoint to resume from, if any.
+
+    Raises ConfigError if the directory holds an earlier run and neither resuming nor overwriting was asked for, or if a
+    named checkpoint is incomplete.
+    """
+    training = args.training
+    if training.n_gpu > 1:
+        raise ConfigError(
+            f"{training.n_gpu} GPUs are visible to one process: start with `accelerate launch` (one process per GPU), "
+            "or show it a single one with CUDA_VISIBLE_DEVICES"
+        )
+    if "output_dir" not in args.explicit:
+        training.output_dir = f"runs/{recipe}"
+    output = Path(training.output_dir)
+    if training.resume_from_checkpoint in ("auto", "true", "True"):
+        found = last_complete_checkpoint(output)
+        logger.info("resuming from %s", found or "the start: no complete checkpoint yet")
+        return found
+    if training.resume_from_checkpoint:
+        checkpoint = Path(training.resume_from_checkpoint)
+        if not (checkpoint / "complete").is_file():
+            raise ConfigError(
+                f"--resume_from_checkpoint {checkpoint}: no complete checkpoint is there (a killed run leaves half a "
+                "one); use --resume_from_checkpoint auto for the last complete one"
+            )
+        return checkpoint
+    earlier = [path for path in (*output.glob("checkpoint-*"), output / "config.json") if path.exists()]
+    if earlier and not training.overwrite_output_dir:
+        raise ConfigError(
+            f"{output} holds an earlier run ({earlier[0].name}, ...): go on with --resume_from_checkpoint, replace it "
+            "with --overwrite_output_dir, or choose another --output_dir"
+        )
+    with training.main_process_first(local=False):
+        if training.process_index == 0:
+            for path in output.glob("checkpoint-*"):
+                shutil.rmtree(path)
+            output.mkdir(parents=True, exist_ok=True)
+    return None
+
+
+def embedded_dataset(args: RecipeArguments, spec: SyntheticSpec, processor: ClipProcessor) -> Datasets:
+    """The generated clips of a run without --train_data, written and decoded once below --cache_dir."""
+    cache = Path(args.data.cache_dir)
+    with args.training.main_process_first(local=False):
+        with progress_bar("Generating clips", unit="clips") as progress:
+            root = generate_dataset(cache / "clips", spec, progress=progress)
+        digest = hashlib.sha256(repr(sorted(processor.clip_spec().items())).encode()).hexdigest()[:8]
+        datasets = []
+        for name in ("train", "eval"):
+            manifest = read_manifest(root / f"{name}.csv", root / "videos", targets=args.data.targets)
+            directory = root / f"{name}-{digest}"
+            with progress_bar(f"Decoding {name} clips", unit="clips") as progress:
+                prepare(manifest, processor, directory, image_format="png", num_workers=2, progress=progress)
+            datasets.append(ClipDataset(manifest, processor, PreparedReader(directory, processor.clip_spec())))
+    return Datasets(*datasets)
+
+
+def load_datasets(args: RecipeArguments, processor: ClipProcessor) -> Datasets:
+    """The user's clips: tables with a video folder, or directories made by `lmm-ecr prepare`."""
+    data = args.data
+    train = _load_dataset(args, data.train_data, data.video_dir, processor)
+    if data.eval_data:
+        evaluation = _load_dataset(args, data.eval_data, data.eval_video_dir or data.video_dir, processor)
+        shared = {row.id for row in train.manifest} & {row.id for row in evaluation.manifest}
+        if shared:
+            raise DataError(
+                f"{len(shared)} clips are in both --train_data and --eval_data (for example {min(shared)!r}); "
+                "the evaluation would be too good"
+            )
+    else:
+        train, evaluation = _split(train, data.eval_fraction)
+    return Datasets(train, evaluation)
+
+
+def _load_dataset(args: RecipeArguments, source: str, video_dir: str | None, processor: ClipProcessor) -> ClipDataset:
+    targets = args.data.targets
+    if is_prepared(source):
+        return ClipDataset(
+            read_prepared_manifest(source, targets), processor, PreparedReader(source, processor.clip_spec())
+        )
+    if Path(source).is_dir():
+        raise ConfigError(
+            f"{source} is a folder without prepared.json: give a table, or finish `lmm-ecr prepare` there"
+        )
+    missing = "reject" if args.data.on_error == "skip" else "error"
+    manifest = read_manifest(source, video_dir, targets=targets, missing_files=missing)
+    return ClipDataset(manifest, processor, FileReader(processor, args.data.decoder))
+
+
+def _split(dataset: ClipDataset, fraction: float) -> tuple[ClipDataset, ClipDataset]:
+    """Hold out about `fraction` of the rows by a hash of their Id, so that the split survives reordering and new rows."""
+
+    def held_out(clip_id: str) -> bool:
+        return int.from_bytes(hashlib.sha256(clip_id.encode()).digest()[:8], "big") / 2**64 < fraction
+
+    manifest = dataset.manifest
+    kept = [row for row in manifest if not held_out(row.id)]
+    out = [row for row in manifest if held_out(row.id)]
+    if not kept or not out:
+        raise DataError(
+            f"{manifest.path}: {len(manifest)} rows are too few to hold out a share of {fraction}; give --eval_data"
+        )
+    parts = (replace(manifest, rows=kept), replace(manifest, rows=out, rejections=[]))
+    return tuple(ClipDataset(part, dataset.processor, dataset.reader) for part in parts)
+
+
+def preprocessing_spec(args: RecipeArguments, default: PreprocessingSpec) -> PreprocessingSpec:
+    """The family's default preprocessing with what the arguments change."""
+    data = args.data
+    sampling = {
+        "mode": data.frame_sampling,
+        "num_frames": data.num_frames,
+        "fps": data.frames_per_second,
+        "short_clips": data.short_clips,
+    }
+    prompt = {
+        "template": data.prompt_template,
+        "max_title_tokens": data.max_title_tokens,
+        "max_description_tokens": data.max_description_tokens,
+    }
+    changes = {
+        "sampling": replace(default.sampling, **_given(sampling)),
+        "prompt": replace(default.prompt, **_given(prompt)),
+    }
+    if data.max_pixels is not None:
+        if not hasattr(default, "max_pixels"):
+            raise ConfigError("--max_pixels: this model family has a fixed resolution")
+        changes["max_pixels"] = data.max_pixels
+        changes["min_pixels"] = min(default.min_pixels, data.max_pixels)
+    return replace(default, **changes)
+
+
+def _given(values: dict) -> dict:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def build_model(args: RecipeArguments, backbone: str, processor: ClipProcessor, train: Manifest) -> nn.Module:
+    """The pretrained LMM with a new head, label transforms fitted on `train`, tuned as asked (see `apply_tuning`)."""
+    check_attention(args.model.attn_implementation)
+    labels = train.labels
+    transforms = {
+        name: fit_label_transform(args.model.label_transform, labels[:, column])
+        for column, name in enumerate(train.targets)
+    }
+    torch.manual_seed(args.training.seed)  # the head's weights: the same for every process and every way of starting
+    model = LmmRegressor.from_backbone(
+        backbone,
+        targets=list(train.targets),
+        pooling=args.model.pooling,
+        head_hidden_size=args.model.head_hidden_size,
+        head_dropout=args.model.head_dropout,
+        label_transforms=transforms,
+        loss=args.training.loss,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+        revision=args.model.model_revision,
+        dtype=backbone_dtype(args),
+        attn_implementation=args.model.attn_implementation,
+    )
+    return apply_tuning(model, args.tuning)
+
+
+def check_attention(implementation: str) -> None:
+    """Say before anything is loaded that flash attention is not installed or has no GPU."""
+    if implementation == "flash_attention_2":
+        if importlib.util.find_spec("flash_attn") is None:
+            raise ConfigError("--attn_implementation flash_attention_2: the flash-attn package is missing; use sdpa")
+        if not torch.cuda.is_available():
+            raise ConfigError("--attn_implementation flash_attention_2 needs a GPU; use sdpa")
+
+
+def backbone_dtype(args: RecipeArguments) -> torch.dtype:
+    """dtype of the backbone's weights, see `ModelArguments.dtype`."""
+    if args.model.dtype != "auto":
+        return getattr(torch, args.model.dtype)
+    tuning = args.tuning
+    trained = [tuning.vision, tuning.projector, tuning.language_model, tuning.audio, tuning.audio_projector]
+    no_full_training = "train" not in trained
+    if args.training.bf16 and (no_full_training or args.training.deepspeed):
+        return torch.bfloat16
+    return torch.float32
+
+
+def tiny_checkpoint(args: RecipeArguments, name: str, write: Callable[[Path], object]) -> str:
+    """Directory of a tiny random checkpoint below --cache_dir, written once by `write(directory)`."""
+    directory = Path(args.data.cache_dir) / f"tiny_{name}-v{TINY_VERSION}"
+    with args.training.main_process_first(local=False):
+        if not directory.is_dir():
+            staging = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+            write(staging)
+            os.replace(staging, directory)
+    return str(directory)
