@@ -27,6 +27,10 @@ RESAMPLERS = ("swresample", "soxr_hq")
 # Sound decoded beyond the asked end, so that the resampling filter sees what follows and not the end of the signal.
 MARGIN_SECONDS = 0.1
 
+# Where sound is missing in the middle (lost packets, or a recorder that paused) for longer than this, silence is put
+# in, so that what follows stays in time with the pictures. Below it are the rounding errors of time stamps.
+GAP_SECONDS = 0.1
+
 # A track that starts this much away from the first frame has broken time stamps; it is taken to start with the video.
 MAX_OFFSET_SECONDS = 600.0
 
@@ -65,7 +69,7 @@ def read_audio(path: str | os.PathLike, spec: AudioSpec, *, timeout_seconds: flo
     """Sound of a clip, float32 [S] in [-1, 1], mono, 16 kHz; None if the file has no audio track (or an empty one).
 
     Time 0 is the first video frame (the first sample if there is no video): sound that starts later is preceded by
-    silence, earlier sound is cut. A track shorter than asked stays short. Damaged packets are left out.
+    silence, earlier sound is cut, gaps are filled with silence. A track shorter than asked stays short.
 
     Raises ClipError: missing, not_a_file, empty, unreadable, timeout, and damaged if a track exists of which nothing
     can be decoded.
@@ -105,6 +109,8 @@ class AudioCollector:
         self._kind: tuple | None = None
         self._blocks: list[np.ndarray] = []
         self._num_samples = 0
+        self._next: float | None = None  # when the next frame should start, in container time
+        self._silence = 0.0
         if stream.codec_context is None:
             self.damage.note("no decoder for this kind of audio")
         else:
@@ -134,6 +140,8 @@ class AudioCollector:
     def finish(self, origin: float | None) -> np.ndarray | None:
         """Samples from `origin` (container time in seconds; None: the track's own start) as `read_audio` gives them."""
         self._flush_resampler()
+        if self._silence:
+            self.damage.note(f"{self._silence:.2f} s are missing in the middle, filled with silence")
         if not self._num_samples:
             return None
         samples = np.concatenate(self._blocks).astype(np.float32) / 32768
@@ -157,17 +165,36 @@ class AudioCollector:
         return offset
 
     def _resample(self, frame: "av.AudioFrame") -> None:
-        import av
-
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         if kind != self._kind:  # the first frame, or a track that changes its format on the way
             self._flush_resampler()
             if self._kind is None and self.spec.resampler == "soxr_hq":
                 self._rate = frame.sample_rate
             self._kind = kind
-            self._resampler = av.AudioResampler(format="s16", layout="mono", rate=self._rate)
+            self._resampler = self._new_resampler()
+        self._fill_gap(frame)
         frame.pts = None  # gaps and jumps in the time stamps are for the caller, the resampler must not act on them
         self._take(frame)
+
+    def _fill_gap(self, frame: "av.AudioFrame") -> None:
+        start = seconds(frame.pts, self._stream.time_base)
+        if self._next is None:
+            self._next = start
+        if self._next is None:
+            return
+        gap = 0.0 if start is None else start - self._next
+        if GAP_SECONDS < gap < MAX_OFFSET_SECONDS:
+            self._take(None)
+            self._resampler = self._new_resampler()
+            self._append(np.zeros(round(gap * self._rate), dtype=np.int16))
+            self._silence += gap
+            self._next = start
+        self._next += frame.samples / frame.sample_rate
+
+    def _new_resampler(self) -> "av.AudioResampler":
+        import av
+
+        return av.AudioResampler(format="s16", layout="mono", rate=self._rate)
 
     def _flush_resampler(self) -> None:
         if self._resampler is not None:
@@ -182,9 +209,11 @@ class AudioCollector:
             self.damage.first_error = self.damage.first_error or describe(error)
             return
         for block in blocks:
-            samples = block.to_ndarray().reshape(-1)
-            self._blocks.append(samples)
-            self._num_samples += len(samples)
+            self._append(block.to_ndarray().reshape(-1))
+
+    def _append(self, samples: np.ndarray) -> None:
+        self._blocks.append(samples)
+        self._num_samples += len(samples)
 
 
 def _align(samples: np.ndarray, offset_seconds: float) -> np.ndarray:

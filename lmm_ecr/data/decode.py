@@ -94,7 +94,7 @@ def probe_clip(path: str | os.PathLike, count_frames: bool = False, *, timeout_s
         index, _, _ = index_clip(path, None, budget, damage)
         num_frames, duration = len(index.pts), index.duration
         if not index.complete:
-            pts = survey(path, index, budget, damage)
+            pts, _ = survey(path, index, budget, damage)
             num_frames, duration = len(pts), _end(pts, index)
     width, height = size if turns % 2 == 0 else size[::-1]
     return ClipInfo(width, height, duration or 0.0, num_frames, fps, 90 * turns, has_audio)
@@ -149,27 +149,22 @@ def _read_frames(
     """Frames, their times and the duration of the clip, as in `Clip`."""
     if index.complete and len(index.pts):
         wanted = index.pts[sample_indices(sampling, index.times, index.duration)]
-        store = FrameStore(path, wanted, index, max_pixels)
-        decode_frames(path, index, store, budget, damage)
-        if not store.missing:
-            _report_corrupt(store, damage)
-            return store.frames, to_seconds(wanted, index.time_base, index.pts[0]), index.duration
+        frames = decode_frames(path, index, wanted, max_pixels, budget, damage)
+        if frames is not None:
+            return frames, to_seconds(wanted, index.time_base, index.pts[0]), index.duration
     found = Damage()
-    pts = survey(path, index, budget, found)
-    damage.packets = max(damage.packets, found.packets)
-    damage.first_error = damage.first_error or found.first_error
-    for note in found.notes:
-        damage.note(note)
-    return _read_surveyed(path, index, pts, sampling, max_pixels, budget, damage)
+    pts, order = survey(path, index, budget, found)
+    damage.add(found)
+    return _read_surveyed(path, index, pts, order, sampling, max_pixels, budget, damage)
 
 
-def _read_surveyed(path, index, pts, sampling, max_pixels, budget, damage):
-    """`_read_frames` once it is known which pictures the decoder shows: those at `pts`."""
+def _read_surveyed(path, index, pts, order, sampling, max_pixels, budget, damage):
+    """`_read_frames` once it is known which pictures the decoder shows: those at `pts`, given out in `order`."""
     known = index.pts if index.complete and len(index.pts) else pts
     duration = _end(known, index)
     wanted = known[sample_indices(sampling, to_seconds(known, index.time_base, known[0]), duration)]
     positions = np.maximum(np.searchsorted(pts, wanted, side="right") - 1, 0)
-    store = FrameStore(path, positions, index, max_pixels)
+    store = FrameStore(path, order[positions], index, max_pixels)
     decode_by_order(path, store, budget, Damage())
     if store.missing:
         raise ClipError(path, "no_frames", "the decoder did not repeat what it showed before")
@@ -212,5 +207,5 @@ def _report_audio(found: Damage, samples: np.ndarray | None, damage: Damage) -> 
 def _describe(damage: Damage) -> str | None:
     notes = list(damage.notes)
     if damage.packets:
-        notes.insert(0, f"{damage.packets} video packets cannot be decoded ({damage.first_error})")
+        notes.insert(0, f"errors in {damage.packets} video packets ({damage.first_error})")
     return "; ".join(notes) or None

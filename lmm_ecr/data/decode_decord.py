@@ -2,7 +2,7 @@
 
 decord 0.6.0 can spin for ever inside `get_batch` (an ordinary trimmed MP4 suffices), cannot be interrupted there, and
 its `len` counts frames that do not exist. So it runs in a child with a deadline, with one thread, and is only asked for
-frames that the pass over the packets has shown to exist. The start of the child costs about 0.4 s per clip: this
+frames that the pass over the packets has shown to exist. The start of the child costs 0.1 to 0.4 s per clip: this
 backend is for comparison with systems built on decord, not for training.
 """
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ClipError
-from .frame_index import FrameIndex
+from .frame_index import UNTIMED_FORMATS, FrameIndex
 from .media import Budget, Damage, check_size, decode, open_media, require_video, seek
 
 if TYPE_CHECKING:
@@ -84,12 +84,34 @@ def target_size(width: int, height: int, max_pixels: int | None) -> tuple[int, i
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def decode_frames(path: str, index: FrameIndex, store: FrameStore, budget: Budget, damage: Damage) -> None:
-    """Fill `store`, keyed by presentation time, decoding only what the wanted frames depend on."""
+def decode_frames(
+    path: str, index: FrameIndex, wanted: np.ndarray, max_pixels: int | None, budget: Budget, damage: Damage
+) -> np.ndarray | None:
+    """The frames at the presentation times `wanted`, uint8 [T, H, W, 3], decoding only what they depend on.
+
+    None if one is missing or anything on the way was damaged. A decoder patches damaged places with the picture it
+    showed last, which is another one when frames are skipped, so then the caller has to decode sequentially.
+    """
+    for may_jump in (True, False):  # not every "key frame" is a clean start (intra refresh), so try without jumps too
+        store, found = FrameStore(path, wanted, index, max_pixels), Damage()
+        jumped = _decode_wanted(path, index, store, may_jump, budget, found)
+        if not (store.missing or store.corrupt or found.packets):
+            return store.frames
+        if not jumped:
+            break
+    damage.add(found)
+    return None
+
+
+def _decode_wanted(
+    path: str, index: FrameIndex, store: FrameStore, may_jump: bool, budget: Budget, damage: Damage
+) -> bool:
+    """Fill `store`, keyed by presentation time, until it is full or something is damaged; True if it jumped."""
     wanted = sorted(store.missing)
     with open_media(path) as media:
         video = require_video(media)
         context = video.codec_context
+        context.options = {"err_detect": "explode"}  # report damage instead of patching it
         can_skip = context.name in SKIPPING_CODECS
         min_jump = MIN_JUMP_SECONDS / video.time_base
         last_jump = None
@@ -97,24 +119,23 @@ def decode_frames(path: str, index: FrameIndex, store: FrameStore, budget: Budge
         for packet in media.packets(video, budget=budget, damage=damage):
             while wanted[position] not in store.missing:
                 position += 1
-            key = _key_before(index.keys, wanted[position])
-            if (
-                key is not None
-                and packet.pts is not None
-                and key - packet.pts > min_jump
-                and (last_jump is None or key > last_jump)  # else a seek that falls short would repeat for ever
-            ):
+            key = _key_before(index.keys, wanted[position]) if may_jump and packet.pts is not None else None
+            # a target is tried once: a seek that falls short would repeat for ever
+            if key is not None and key - packet.pts > min_jump and (last_jump is None or key > last_jump):
                 last_jump = key
                 if seek(media, video, key):
                     continue
+            if last_jump is not None and packet.pts is not None and packet.pts < last_jump:
+                continue  # refers to pictures before the key frame, which were jumped over
             if can_skip:
                 context.skip_frame = "DEFAULT" if packet.pts in store.missing else "NONREF"
             for frame in decode(video, packet, damage):
                 store.add(frame.pts, frame)
-            if not store.missing:
-                return
+            if damage.packets or store.corrupt or not store.missing:
+                return last_jump is not None
         for frame in decode(video, None, damage):
             store.add(frame.pts, frame)
+    return last_jump is not None
 
 
 def _key_before(keys: np.ndarray, pts: int) -> int | None:
@@ -122,11 +143,12 @@ def _key_before(keys: np.ndarray, pts: int) -> int | None:
     return int(keys[position]) if position >= 0 else None
 
 
-def survey(path: str, index: FrameIndex, budget: Budget, damage: Damage) -> np.ndarray:
-    """Decode everything once. Returns presentation times, int64 [M] sorted: of the pictures as the decoder gives them out.
+def survey(path: str, index: FrameIndex, budget: Budget, damage: Damage) -> tuple[np.ndarray, np.ndarray]:
+    """Decode everything once, to learn which pictures the decoder shows.
 
-    A decoder gives pictures out in the order of presentation. Where the time stamps say otherwise they were made up
-    (AVI has none), so they are sorted; without time stamps the average frame rate counts (25 if the file has none).
+    Returns their presentation times, int64 [M] sorted, and for each the order in which the decoder gave it out, int64
+    [M]. Without time stamps the average frame rate counts (25 if the file has none). In containers that store none
+    (AVI) FFmpeg makes them up, in the wrong order; there the order of the decoder is the order of presentation.
     Raises ClipError no_frames if nothing can be decoded.
     """
     pts: list[int | None] = []
@@ -137,7 +159,11 @@ def survey(path: str, index: FrameIndex, budget: Budget, damage: Damage) -> np.n
     if any(value is None for value in pts):
         step = 1 / (Fraction(index.fps).limit_denominator(100_000) or 25) / index.time_base
         pts = [round(number * step) for number in range(len(pts))]
-    return np.sort(np.asarray(pts, dtype=np.int64))
+    times = np.asarray(pts, dtype=np.int64)
+    if index.format in UNTIMED_FORMATS:
+        return np.sort(times), np.arange(len(times))
+    order = np.argsort(times, kind="stable")
+    return times[order], order
 
 
 def decode_by_order(path: str, store: FrameStore, budget: Budget, damage: Damage) -> None:

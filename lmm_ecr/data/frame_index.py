@@ -91,7 +91,7 @@ def index_clip(
             elif collector is not None and packet.stream is media.audio and not collector.has_enough(listed.first):
                 collector.add(packet)
         index = listed.index(media)
-        _check_duration(media, span, damage)
+        _check_duration(media, index, span, damage)
         origin = listed.first
         if collector is not None:
             collector.flush()
@@ -173,10 +173,12 @@ class _Span:
         self.end = end if self.end is None else max(self.end, end)
 
 
-def _check_duration(media: Media, span: _Span, damage: Damage) -> None:
+def _check_duration(media: Media, index: FrameIndex, span: _Span, damage: Damage) -> None:
     stated = seconds(media.container.duration, Fraction(1, 1_000_000))
     if stated is None or span.end is None or not FORMATS_WITH_DURATION & set(media.container.format.name.split(",")):
         return
     found = span.end - span.start
-    if stated - found > DURATION_SLACK[0] + DURATION_SLACK[1] * stated:
+    # with a variable rate the length of the last frame is not always stored with it
+    longest = float(np.diff(index.pts).max() * index.time_base) if len(index.pts) > 1 else 0.0
+    if stated - found > DURATION_SLACK[0] + DURATION_SLACK[1] * stated + longest:
         damage.note(f"cut: the header says {stated:.2f} s, the data end after {found:.2f} s")

@@ -45,6 +45,13 @@ class Damage:
         if text not in self.notes:
             self.notes.append(text)
 
+    def add(self, other: "Damage") -> None:
+        """Take over what another pass over the same packets found."""
+        self.packets = max(self.packets, other.packets)
+        self.first_error = self.first_error or other.first_error
+        for text in other.notes:
+            self.note(text)
+
 
 class Budget:
     """Wall-clock limit for one clip. PyAV returns to Python after every packet, so checking there cannot be missed."""

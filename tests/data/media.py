@@ -46,7 +46,6 @@ def write_clip(
     audio_start: float = 0.0,
     format: str | None = None,
     container_options: dict[str, str] | None = None,
-    sizes: Sequence[tuple[int, int]] | None = None,
 ) -> Path:
     """Write a clip; num_frames=0 leaves the video out.
 
@@ -64,14 +63,12 @@ def write_clip(
             if codec in ("libx264", "libx265", "mpeg2video", "mpeg4"):
                 video.codec_context.max_b_frames = bframes
             if codec == "libx264":
-                video.options = {"preset": "veryfast", "crf": "18", "threads": "1", "bf": str(bframes)} | (
-                    options or {}
-                )
+                video.options = x264_options(bframes, options)
             else:
                 video.options = options or {}
             if rotation:
                 video.set_display_rotation(rotation)
-            streams.append((video, _video_frames(num_frames, fps, times, start, sizes or [size], pix_fmt)))
+            streams.append((video, _video_frames(num_frames, fps, times, start, size, pix_fmt)))
         if audio is not None:
             channels = np.atleast_2d(audio)
             layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(channels)]
@@ -81,11 +78,17 @@ def write_clip(
     return Path(path)
 
 
-def _video_frames(num_frames, fps, times, start, sizes, pix_fmt):
+def x264_options(bframes: int, options: dict[str, str] | None) -> dict[str, str]:
+    """Without a single look-ahead thread x264 writes other bytes on each run."""
+    options = dict(options or {})
+    parameters = ":".join(["threads=1:lookahead-threads=1", *filter(None, [options.pop("x264-params", "")])])
+    return {"preset": "veryfast", "crf": "18", "bf": str(bframes), "x264-params": parameters} | options
+
+
+def _video_frames(num_frames, fps, times, start, size, pix_fmt):
     for number in range(num_frames):
         time = start + (number / fps if times is None else times[number])
-        width, height = sizes[number * len(sizes) // num_frames]
-        frame = av.VideoFrame.from_ndarray(picture(number, width, height), format="rgb24").reformat(format=pix_fmt)
+        frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24").reformat(format=pix_fmt)
         frame.pts, frame.time_base = round(time * TICKS), Fraction(1, TICKS)
         yield frame
 
@@ -111,11 +114,15 @@ def _mux_in_time_order(container, streams):
         container.mux(stream.encode(None))
 
 
-def remux(source: Path, target: Path, *, shift: float = 0.0, format: str | None = None, keep=None) -> Path:
-    """Copy the packets of all streams, `shift` seconds later; keep(packet) chooses. A negative shift gives an edit list,
-    as `ffmpeg -ss ... -c copy` does."""
-    with av.open(str(source)) as reader, av.open(str(target), "w", format=format) as writer:
+def remux(source: Path, target: Path, *, shift: float = 0.0, rotation: int = 0, keep=None) -> Path:
+    """Copy the packets of all streams, `shift` seconds later; keep(packet) chooses.
+
+    A negative shift gives MP4 files an edit list with hidden frames, as `ffmpeg -ss ... -c copy` does.
+    """
+    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
         streams = {stream.index: writer.add_stream_from_template(stream) for stream in reader.streams}
+        if rotation:
+            streams[reader.streams.video[0].index].set_display_rotation(rotation)
         for packet in reader.demux():
             if packet.dts is None or (keep is not None and not keep(packet)):
                 continue
