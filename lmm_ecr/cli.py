@@ -126,6 +126,138 @@ def evaluate(
         typer.echo(line)
 
 
+@app.command()
+def prepare(
+    data: Path = typer.Option(..., help="Table of clips: CSV or Parquet with Id, Title, Description and the targets."),
+    output: Path = typer.Option(..., help="Directory for the prepared clips; a killed run goes on where it was."),
+    video_dir: Path = typer.Option(None, help="Folder of <Id>.mp4; default: the folder of the table."),
+    model: str = typer.Option(None, help="Prepare for this trained model, with its own preprocessing."),
+    config: Path = typer.Option(None, help="Prepare for this recipe configuration (recipes/configs/*.yaml)."),
+    target: list[str] = typer.Option(["ECR"], help='Label column; repeat for several. `--target ""` for none.'),
+    image_format: str = typer.Option("jpeg", help="jpeg (quality 95, small) or png (lossless)."),
+    num_workers: int = typer.Option(None, help="Processes that decode; default: one per core, at most 4."),
+    decoder: str = typer.Option("pyav", help="pyav or decord; both give the same frames."),
+    on_error: str = typer.Option("fail", help="Unreadable clips: exit with status 1, or skip them (status 0)."),
+) -> None:
+    """Validate every clip, decode and resize each once, and keep the frames for training."""
+    from .console import quiet_libraries
+    from .prepare import prepare_table
+
+    quiet_libraries()
+    result = prepare_table(
+        str(data),
+        output,
+        video_dir=video_dir,
+        model=model,
+        config=config,
+        targets=[name for name in target if name],
+        image_format=image_format,
+        num_workers=num_workers,
+        decoder=decoder,
+    )
+    typer.echo(result.describe())
+    raise typer.Exit(1 if result.rejections and on_error != "skip" else 0)
+
+
+@app.command()
+def predict(
+    model: str = typer.Option(..., help="Run directory, checkpoint, or hub name of a trained model."),
+    data: str = typer.Option(..., help="Table of clips (CSV or Parquet), or a directory made by prepare."),
+    output: Path = typer.Option(..., help="The predictions: Id,ECR in the order of the table."),
+    video_dir: str = typer.Option(None, help="Folder of <Id>.mp4; default: the folder of the table."),
+    batch_size: int = typer.Option(8, help="Clips scored at once; does not change the scores."),
+    num_workers: int = typer.Option(None, help="Processes that decode clips; default: one per core, at most 4."),
+    on_error: str = typer.Option(
+        "fail", help="Unreadable clips: fail (no table, status 1) or skip (listed, status 0)."
+    ),
+    ablate: list[str] = typer.Option(
+        [], help="Destroy an input: blank-text, shuffle-frames, mute. Repeat for several."
+    ),
+    calibrate: str = typer.Option(None, help="Calibration file to apply, made by `lmm-ecr evaluate`."),
+    interval: float = typer.Option(None, help="With --calibrate: add ECR_lo and ECR_hi of this coverage, e.g. 0.9."),
+    decoder: str = typer.Option("pyav", help="pyav or decord; both give the same frames."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1, ..."),
+    dtype: str = typer.Option("auto", help="Backbone precision: auto (bfloat16 on a GPU), float32, bfloat16."),
+    attn_implementation: str = typer.Option("sdpa", help="sdpa, eager or flash_attention_2."),
+) -> None:
+    """Score clips with a trained model, with the preprocessing it was trained with."""
+    from .console import quiet_libraries
+    from .predict import predict_table
+    from .progress import progress_bar
+
+    quiet_libraries()
+    with progress_bar("Scoring") as progress:
+        report = predict_table(
+            model,
+            data,
+            output,
+            video_dir=video_dir,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            on_error=on_error,
+            ablations=ablate,
+            decoder=decoder,
+            device=device,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            calibration_file=calibrate,
+            interval=interval,
+            progress=progress,
+        )
+    if report.is_main_process:
+        typer.echo(report.describe(output))
+    raise typer.Exit(1 if report.rejections and on_error == "fail" else 0)
+
+
+@app.command()
+def merge(
+    model: str = typer.Option(..., help="Run directory with a LoRA adapter."),
+    output: Path = typer.Option(..., help="New directory for the plain checkpoint."),
+    dtype: str = typer.Option("float32", help="Precision of the written backbone: float32 or bfloat16."),
+) -> None:
+    """Write a LoRA checkpoint as a plain one that predicts the same."""
+    from .console import quiet_libraries
+    from .merge import merge_adapter
+
+    quiet_libraries()
+    typer.echo(f"wrote {merge_adapter(model, output, dtype)}")
+
+
+@app.command()
+def report(
+    predictions: list[Path] = typer.Argument(..., metavar="PRED...", help="Prediction tables: CSV or Parquet."),
+    labels: Path = typer.Option(..., help="Table with the measured values and, for the reader, Title and Description."),
+    output: Path = typer.Option("report.html", help="The HTML file; it holds everything and loads nothing."),
+    video_dir: Path = typer.Option(None, help="Directory of the clips, for pictures of the largest errors."),
+    target: str = typer.Option("ECR", help="Column to evaluate, in both tables."),
+    segment: list[str] = typer.Option([], help="Break errors down by this column too; repeatable."),
+    worst: int = typer.Option(12, help="How many of the largest errors to list."),
+    title: str = typer.Option("Engagement predictions", help="Heading of the report."),
+    resamples: int = typer.Option(1000, help="Bootstrap resamples; 0 for no intervals."),
+    seed: int = typer.Option(0, help="Seed of the resamples."),
+    allow_missing: bool = typer.Option(False, "--allow-missing", help="Leave out labels without a prediction."),
+    allow_out_of_range: bool = typer.Option(False, "--allow-out-of-range", help="Accept values outside [0, 1]."),
+) -> None:
+    """One HTML file about prediction files: metrics, plots, segments, largest errors, correlations."""
+    from .evaluate import evaluate_files
+    from .outputs import check_output
+    from .report import write_report
+
+    check_output(output, inputs=[*predictions, labels], force=True)
+    result = evaluate_files(
+        predictions,
+        labels,
+        target=target,
+        segments=segment,
+        resamples=resamples,
+        seed=seed,
+        allow_missing=allow_missing,
+        allow_out_of_range=allow_out_of_range,
+    )
+    write_report(result, output, video_dir=video_dir, worst=worst, title=title)
+    typer.echo(f"report: {output}")
+
+
 def main() -> None:
     """Run the command line; an error meant for the user is printed without a stack trace and exits with status 2."""
     try:

@@ -101,26 +101,36 @@ def evaluate_files(
                 reliability(values, labels, bins),
             )
         )
-    for column in segments:
-        parts = split_segments(label_table, column, rows)
-        for file in files:
-            file.segments[column] = [
-                {
-                    "name": part.name,
-                    "bias": float(np.mean(file.values[part.rows] - labels[part.rows])),
-                    **evaluate_predictions(file.values[part.rows], labels[part.rows], **options),
-                }
-                for part in parts
-            ]
     scored = [file for file in files if file.metrics["final_score"] is not None]
     best = max(scored, key=lambda file: file.metrics["final_score"]) if len(files) > 1 and scored else None
     if best is not None and resamples:
         for file in files:
             if file is not best:
                 file.against_best = paired_bootstrap(file.values, best.values, labels, **options)
-    return Evaluation(
+    evaluation = Evaluation(
         label_table, label_table.ids.take(pa.array(rows)), labels, rows, files, best, confidence, resamples, seed
     )
+    add_segments(evaluation, segments)
+    return evaluation
+
+
+def add_segments(evaluation: Evaluation, columns: Sequence[str], files: Sequence[FileEvaluation] | None = None) -> None:
+    """Break all files, or `files`, down by columns of the label table (in place; a column that is there stays)."""
+    options = {"confidence": evaluation.confidence, "resamples": evaluation.resamples, "seed": evaluation.seed}
+    for column in columns:
+        parts = split_segments(evaluation.label_table, column, evaluation.rows)
+        for file in evaluation.files if files is None else files:
+            if column in file.segments:
+                continue
+            pairs = [(part.name, file.values[part.rows], evaluation.labels[part.rows]) for part in parts]
+            file.segments[column] = [
+                {
+                    "name": name,
+                    "bias": float(np.mean(values - labels)),
+                    **evaluate_predictions(values, labels, **options),
+                }
+                for name, values, labels in pairs
+            ]
 
 
 def to_json(evaluation: Evaluation) -> dict:
