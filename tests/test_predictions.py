@@ -226,3 +226,20 @@ def test_numeric_column():
     np.testing.assert_equal(numeric_column(pa.array(["1", "", "3"], pa.large_string())), [1, np.nan, 3])
     assert numeric_column(pa.array(["1", "portrait"])) is None
     assert numeric_column(pa.array([1, 2])).tolist() == [1, 2]
+
+
+csv_like = st.text(st.sampled_from('Id,ECR\n\r"a0.1-e\t é\0;'), max_size=60)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.one_of(csv_like, csv_like.map(lambda text: "Id,ECR\n" + text)).map(str.encode) | st.binary(max_size=60))
+def test_any_bytes_give_a_table_or_a_data_error(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("any") / "p.csv"
+    path.write_bytes(content)
+    try:
+        got = read_predictions(path)
+    except DataError:  # any other exception fails the test
+        return
+    assert len(set(got.ids.to_pylist())) == len(got) > 0
+    assert all(got.ids.to_pylist())
+    assert ((got.values >= 0) & (got.values <= 1)).all()
