@@ -114,8 +114,9 @@ def read_clip(
 
     max_pixels: the area (width * height) to which the caller will resize. Sources of more than four times that area are
         scaled down to four times it while decoding, which bounds the memory; other frames keep their size.
-    backend: "pyav", or "decord" in a process of its own (slower by the start of a process; same frames, no tolerance
-        for damage; raises ConfigError if decord is not installed).
+    backend: "pyav", or "decord" in a process of its own (slower by the start of a process, no tolerance for damage; the
+        same frames, but for colours at the edges of odd-sized and interlaced pictures and of scaled ones; raises
+        ConfigError if decord is not installed).
     timeout_seconds: for the whole clip. A read that the file system never answers is not interrupted.
     allow_damaged: False turns every damage into ClipError "damaged".
 
@@ -158,7 +159,16 @@ def _read_frames(
     return _read_surveyed(path, index, pts, order, sampling, max_pixels, budget, damage)
 
 
-def _read_surveyed(path, index, pts, order, sampling, max_pixels, budget, damage):
+def _read_surveyed(
+    path: str,
+    index: FrameIndex,
+    pts: np.ndarray,
+    order: np.ndarray,
+    sampling: FrameSampling,
+    max_pixels: int | None,
+    budget: Budget,
+    damage: Damage,
+) -> tuple[np.ndarray, np.ndarray, float]:
     """`_read_frames` once it is known which pictures the decoder shows: those at `pts`, given out in `order`."""
     known = index.pts if index.complete and len(index.pts) else pts
     duration = _end(known, index)
