@@ -5,6 +5,7 @@ are means over N; batch-wise ones (plcc, rank) compare the N clips with each oth
 processes: `lmm_ecr.training` gathers it. N == 1 gives 0 for the batch-wise losses (nothing to compare).
 """
 
+import math
 import re
 from collections.abc import Callable
 
@@ -77,7 +78,8 @@ _TERM = re.compile(
 def parse_loss(expression: str) -> dict[str, float]:
     """Read a weighted sum such as "mse + 0.5*plcc" into {name: weight}.
 
-    Raises ConfigError for unknown names, repeated terms, weights that are not positive, or text that is no such sum.
+    Raises ConfigError for unknown names, repeated terms, weights that are not positive and finite, or text that is no
+    such sum.
     """
     weights: dict[str, float] = {}
     for text in re.split(r"(?<!\d[eE])(?<!\.[eE])\+", expression):
@@ -92,8 +94,8 @@ def parse_loss(expression: str) -> dict[str, float]:
             raise ConfigError(f"--loss {expression!r}: {name!r} is unknown; choose from {', '.join(LOSSES)}")
         if name in weights:
             raise ConfigError(f"--loss {expression!r}: {name!r} appears twice")
-        if weight <= 0:
-            raise ConfigError(f"--loss {expression!r}: the weight of {name!r} must be above 0")
+        if not 0 < weight < math.inf:
+            raise ConfigError(f"--loss {expression!r}: the weight of {name!r} must be above 0 and finite")
         weights[name] = weight
     return weights
 
