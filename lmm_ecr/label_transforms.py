@@ -72,13 +72,12 @@ class ZScoreTransform(LabelTransform):
 
     @classmethod
     def _fit(cls, values: np.ndarray) -> "LabelTransform":
-        std = values.std()
-        if std == 0:
+        if np.ptp(values) == 0:  # their standard deviation may be 1e-17: the mean is rounded
             raise DataError(
                 f"all {values.size} training labels equal {values[0]:g}: z-score needs a spread. "
                 "Check the target column, or use --label_transform identity."
             )
-        return cls(mean=values.mean(), std=std)
+        return cls(mean=values.mean(), std=values.std())
 
     def forward(self, labels):
         return (labels - self.mean) / self.std
@@ -122,8 +121,10 @@ class RankNormalTransform(LabelTransform):
     """Labels to standard-normal scores by their rank among the training labels.
 
     The empirical distribution is stored as `knots`: its quantiles at evenly spaced probabilities (p_k = k / (K - 1)).
-    forward: p = interpolated distribution function, limited to [0.5 / K, 1 - 0.5 / K]; score = normal quantile of p.
-    inverse: normal distribution function, then the stored quantile function, so results stay within the label range seen.
+    forward: F = interpolated distribution function; p = (F (K - 1) + 1/2) / K, so that the lowest and the highest label
+    have a finite score (with one knot per label: Hazen's plotting positions); score = normal quantile of p.
+    inverse: normal distribution function, back to F limited to [0, 1], then the stored quantile function, so results stay
+    within the label range seen.
     """
 
     name = "rank-normal"
@@ -147,19 +148,18 @@ class RankNormalTransform(LabelTransform):
         values = labels.to(torch.float64)
         # Middle of the interval of probabilities that share this value: ties get their mid-rank.
         share = (_interpolated_rank(knots, values, right=False) + _interpolated_rank(knots, values, right=True)) / 2
-        edge = 0.5 / len(self.knots)
-        scores = torch.special.ndtri(share.clamp(edge, 1 - edge))
+        scores = torch.special.ndtri((share * (len(knots) - 1) + 0.5) / len(knots))
         return torch.where(values.isnan(), values, scores).to(labels.dtype)
 
     def _inverse(self, scores):
         knots = torch.tensor(self.knots, dtype=torch.float64, device=scores.device)
-        position = torch.special.ndtr(scores.to(torch.float64)) * (len(knots) - 1)
+        position = (torch.special.ndtr(scores.to(torch.float64)) * len(knots) - 0.5).clamp(0, len(knots) - 1)
         lower = position.nan_to_num().floor().long().clamp(0, len(knots) - 2)
-        weight = position - lower
-        return (knots[lower] * (1 - weight) + knots[lower + 1] * weight).to(scores.dtype)
+        return torch.lerp(knots[lower], knots[lower + 1], position - lower).to(scores.dtype)
 
     @property
     def initial_bias(self) -> float:
+        """The mean of the training labels' scores (not the score of their mean)."""
         return 0.0
 
     def to_dict(self) -> dict:
@@ -196,9 +196,14 @@ def fit_label_transform(name: str, labels) -> LabelTransform:
 
 
 def label_transform_from_dict(state: dict) -> LabelTransform:
-    """The transform that `to_dict` described."""
+    """The transform that `to_dict` described. Raises ConfigError for an unknown name or other fields."""
+    if not isinstance(state, dict):
+        raise ConfigError(f"the label transform in the checkpoint must be a mapping, got {state!r}")
     fields = dict(state)
     name = fields.pop("name", None)
     if name not in TRANSFORMS:
         raise ConfigError(f"label transform {name!r} in the checkpoint is unknown; known: {', '.join(TRANSFORMS)}")
-    return TRANSFORMS[name](**fields)
+    try:
+        return TRANSFORMS[name](**fields)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the label transform {name!r} in the checkpoint is malformed: {error}") from error
