@@ -16,6 +16,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from .data.ablation import check_ablations
+from .data.workers import default_num_workers
 from .errors import ConfigError
 from .label_transforms import TRANSFORMS
 from .losses import parse_loss
@@ -66,7 +67,8 @@ class DataArguments:
 
     train_data: str | None = _option(
         None,
-        "Training table (CSV or Parquet with Id, Title, Description, ECR) or a directory made by `lmm-ecr prepare`; generated clips if not given.",
+        "Training table (CSV or Parquet with Id, Title, Description, ECR), or a directory made by `lmm-ecr prepare`; "
+        "generated clips if not given.",
     )
     eval_data: str | None = _option(None, "Evaluation table or prepared directory; else --eval_fraction is held out.")
     video_dir: str | None = _option(None, "Folder of <Id>.mp4; default: the folder of the table.")
@@ -74,7 +76,7 @@ class DataArguments:
     eval_fraction: float = _option(
         0.1, "Share of the training rows held out (by a hash of the Id) without --eval_data."
     )
-    targets: list[str] = _option(lambda: ["ECR"], "Label columns to predict, each in [0, 1].", nargs="+")
+    targets: list[str] = _option(lambda: ["ECR"], "Label columns to predict, each in [0, 1].")
     frame_sampling: Literal["first_n_seconds", "uniform", "fps"] | None = _option(None, "Which frames are taken.")
     num_frames: int | None = _option(None, "Frames per clip.")
     frames_per_second: float | None = _option(None, "Frames per second for first_n_seconds and fps sampling.")
@@ -94,6 +96,8 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        if not self.targets:
+            raise ConfigError("--targets must name at least one label column")
         if not 0 < self.eval_fraction < 1:
             raise ConfigError(f"--eval_fraction must lie between 0 and 1, got {self.eval_fraction}")
 
@@ -152,7 +156,7 @@ class EcrTrainingArguments(TrainingArguments):
         const="auto",
     )
     eval_ablations: list[str] = _option(
-        list, "Inputs to destroy in extra final evaluations: blank-text, shuffle-frames, mute.", nargs="*"
+        list, "Inputs to destroy in extra final evaluations: blank-text, shuffle-frames, mute."
     )
     bootstrap_resamples: int = _option(1000, "Resamples behind the 95 % intervals of the final metrics.")
     learning_rate: float = _option(1e-5, "Learning rate of every part without its own.")
@@ -169,7 +173,7 @@ class EcrTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = _option("final_score", "What 'best' means.")
     greater_is_better: bool | None = _option(True, "Whether a larger metric is better.")
     remove_unused_columns: bool = _option(False, "Kept off: the collator's tensors are all used.")
-    dataloader_num_workers: int = _option(4, "Processes that decode clips, per device.")
+    dataloader_num_workers: int = _option(default_num_workers, "Processes that decode clips, per device.")
     dataloader_persistent_workers: bool = _option(True, "Keep the workers between epochs.")
     report_to: str | None = _option("none", "tensorboard, wandb, trackio, none, ...")
 
@@ -226,6 +230,9 @@ def parse_arguments(
         allow_abbrev=False,
         formatter_class=argparse.HelpFormatter,
     )
+    for action in parser._actions:
+        if action.nargs == "+":  # HfArgumentParser's choice for lists; an empty list must be sayable
+            action.nargs = "*"
     parser.add_argument("--config", help="YAML file with any of these arguments; the command line wins.")
     known, _ = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])
     layers: list[str] = []

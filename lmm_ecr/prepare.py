@@ -3,7 +3,9 @@
 The work is cut into shards; a killed run continues with the first shard that is missing.
 """
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,11 +22,13 @@ from .data.cache import (
     shard_path,
     write_shard,
 )
-from .data.dataset import FileReader, one_thread_worker
-from .data.manifest import Manifest, ManifestRow, Rejection, write_rejections
+from .data.dataset import FileReader
+from .data.manifest import Manifest, ManifestRow, Rejection, read_manifest, write_rejections
 from .data.processor import ClipProcessor
+from .data.workers import default_num_workers, one_thread_worker
 from .errors import ClipError, ConfigError
 from .files import atomic_write, read_json, write_json
+from .progress import progress_bar
 
 CLIPS_PER_SHARD = 256
 PLAN_FILE = "plan.json"
@@ -171,3 +175,75 @@ def _write_manifest(path: Path, manifest: Manifest, places) -> None:
     }
     with atomic_write(path, "wb") as stream:
         pyarrow.parquet.write_table(pa.table(columns), stream)
+
+
+@dataclass
+class PrepareResult:
+    """What `prepare_table` did."""
+
+    output: Path
+    num_rows: int
+    rejections: list[Rejection]
+    seconds: float
+
+    def describe(self) -> str:
+        lines = [
+            f"{self.num_rows - len(self.rejections):,} of {self.num_rows:,} clips are ready in {self.output} "
+            f"({self.seconds:.0f} s); train with --train_data {self.output}"
+        ]
+        if self.rejections:
+            lines.append(f"{len(self.rejections):,} cannot be used, see {self.output / 'rejected.csv'}:")
+            lines += [f"  {r.id}: {r.reason} {r.detail}".rstrip() for r in self.rejections[:5]]
+        return "\n".join(lines)
+
+
+def prepare_table(
+    data: str,
+    output: str | Path,
+    *,
+    video_dir: str | Path | None = None,
+    model: str | None = None,
+    config: str | Path | None = None,
+    targets: Sequence[str] = ("ECR",),
+    image_format: str = "jpeg",
+    num_workers: int | None = None,
+    decoder: str = "pyav",
+) -> PrepareResult:
+    """Prepare a table for a trained `model`, or for the model a recipe `config` names (its preprocessing settings apply).
+
+    Raises ConfigError unless exactly one of the two is given.
+    """
+    if (model is None) == (config is None):
+        raise ConfigError(
+            "prepare needs to know for which model: give --model DIR or --config recipes/configs/NAME.yaml"
+        )
+    processor = ClipProcessor.from_pretrained(model) if model else _configured_processor(config)
+    manifest = read_manifest(data, video_dir, targets=targets, missing_files="reject")
+    start = time.perf_counter()
+    with progress_bar("Preparing") as progress:
+        rejections = prepare(
+            manifest,
+            processor,
+            output,
+            image_format=image_format,
+            decoder=decoder,
+            num_workers=default_num_workers() if num_workers is None else num_workers,
+            progress=progress,
+        )
+    total = len(manifest) + len(manifest.rejections)
+    return PrepareResult(Path(output), total, rejections, time.perf_counter() - start)
+
+
+def _configured_processor(config: str | Path) -> ClipProcessor:
+    from transformers import AutoConfig
+
+    from .arguments import parse_arguments
+    from .models.families import get_family
+    from .training.setup import preprocessing_spec
+
+    args = parse_arguments(["--config", str(config)])
+    if args.model.model is None:
+        raise ConfigError(f"{config} names no model")
+    family = get_family(AutoConfig.from_pretrained(args.model.model, revision=args.model.model_revision).model_type)
+    processor = family.processor_class
+    return processor.from_backbone(args.model.model, preprocessing_spec(args, processor.spec_class()))

@@ -8,15 +8,12 @@ Every argument can stand in the YAML file or on the command line, which wins. `-
 Without --model and --config the settings below (EMBEDDED) apply; without --train_data the clips are generated.
 """
 
-import sys
 from pathlib import Path
 
-import transformers
-
 from lmm_ecr.arguments import parse_arguments
+from lmm_ecr.console import run_program
 from lmm_ecr.data.prompt import DEFAULT_TEMPLATE
 from lmm_ecr.data.synthetic import PROMPT_TEXTS, SyntheticSpec
-from lmm_ecr.errors import LmmEcrError
 from lmm_ecr.models.qwen2_5_vl import Qwen25VLProcessor, Qwen25VLSpec
 from lmm_ecr.models.tiny import write_tiny_qwen2_5_vl
 from lmm_ecr.training.finish import finish_run, print_summary
@@ -51,7 +48,6 @@ EMBEDDED = {
 
 
 def main() -> None:
-    transformers.logging.set_verbosity_error()
     args = parse_arguments(embedded=EMBEDDED, description=__doc__)
     resume_from = prepare_output_dir(args, RECIPE)
 
@@ -83,8 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except LmmEcrError as error:
-        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_program(Path(__file__).name, main)

@@ -118,8 +118,3 @@ def estimate_lengths(manifest: Manifest, processor: ClipProcessor, num_threads: 
 
     with ThreadPoolExecutor(num_threads) as pool:
         return list(pool.map(length, manifest.rows))
-
-
-def one_thread_worker(_worker_id: int) -> None:
-    """Dataloader worker initialisation: one thread each, so that workers do not fight over the cores."""
-    torch.set_num_threads(1)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from transformers.utils import PushToHubMixin
 
 from ..errors import ConfigError
 from ..files import read_json, write_json
@@ -54,7 +55,7 @@ class PreprocessingSpec:
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
 
-class ClipProcessor(ABC):
+class ClipProcessor(PushToHubMixin, ABC):
     """Base of the families' processors.
 
     A sample is a dict of tensors without a batch axis (`encode`); `collate` pads samples into a batch that
@@ -117,7 +118,8 @@ class ClipProcessor(ABC):
 
         Raises ConfigError if preprocessing.json is missing, of a newer format or malformed.
         """
-        path = Path(directory) / SPEC_FILE
+        directory = resolve_directory(directory)
+        path = directory / SPEC_FILE
         if not path.is_file():
             raise ConfigError(f"{directory} is no model directory of this package: {SPEC_FILE} is missing")
         saved = read_json(path)
@@ -130,6 +132,24 @@ class ClipProcessor(ABC):
             raise ConfigError(f"{path}: unknown family {saved.get('family')!r}; known: {[f.name for f in FAMILIES]}")
         processor = family.processor_class
         return processor.from_backbone(str(directory), processor.spec_class.from_dict(saved["spec"]))
+
+
+def resolve_directory(name_or_path: str | Path, revision: str | None = None) -> Path:
+    """A model directory as it is, or the local copy of a hub repository. Raises ConfigError if it is neither."""
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    if path.exists() or str(name_or_path).count("/") != 1:
+        raise ConfigError(f"{name_or_path}: no such model directory")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name_or_path), revision=revision))
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError) as error:
+        raise ConfigError(
+            f"{name_or_path}: no such directory here, and it cannot be fetched from the hub ({type(error).__name__})"
+        ) from error
 
 
 def pad_tokens(

@@ -56,7 +56,7 @@ class Family:
         return self._module().backbone_inputs(config, inputs)
 
     def part_of(self, parameter_name: str) -> str:
-        """Part of a backbone parameter name (without the `backbone.` prefix). KeyError-free: ConfigError if none or several fit."""
+        """Part of a backbone parameter name (without the `backbone.` prefix); ConfigError if none or several fit."""
         matches = [
             part
             for part, prefixes in self.parts.items()

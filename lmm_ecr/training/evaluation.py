@@ -44,7 +44,8 @@ def _defined(values: dict[str, float]) -> dict[str, float]:
 
 
 def prediction_alarm(predictions: np.ndarray, labels: np.ndarray) -> str | None:
-    """Why these predictions [rows] are of no use as a ranking, or None: NaN, constant, collapsed, or many ties."""
+    """Why these predictions [rows] are of no use as a ranking, or None: NaN, constant, collapsed, or many ties; or why
+    the labels [rows] cannot tell."""
     if len(predictions) == 0:
         return "no labelled clip was evaluated"
     broken = np.count_nonzero(~np.isfinite(predictions))
@@ -53,6 +54,8 @@ def prediction_alarm(predictions: np.ndarray, labels: np.ndarray) -> str | None:
     if len(predictions) < 3:
         return None
     spread, label_spread = np.std(predictions), np.std(labels)
+    if np.ptp(labels) == 0:
+        return f"all labels equal {labels[0]:.4f}; correlations are undefined and count as -1"
     if np.ptp(predictions) == 0:
         return f"all predictions equal {predictions[0]:.4f}; correlations are undefined and count as -1"
     if spread < COLLAPSE_RATIO * label_spread:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalPrediction
 
 from ..arguments import EcrTrainingArguments, TuningArguments
+from ..console import LogLines
 from ..data.dataset import ClipDataset, Collator, estimate_lengths, split_batch
 from ..data.manifest import Rejection
 from ..errors import ClipError, TrainingError
@@ -67,6 +68,9 @@ class EcrTrainer(Trainer):
             compute_metrics=self._compute_metrics,
             callbacks=callbacks,
         )
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(LogLines)
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False  # a mean per batch: the Trainer divides it by the accumulation steps
         self.can_return_loss = False
@@ -231,7 +235,10 @@ class EcrTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             # An adapter checkpoint needs the wrapper's configuration (head, targets, label transform) beside it.
-            unwrap_regressor(self.model).config.save_pretrained(output_dir or self.args.output_dir)
+            directory = Path(output_dir or self.args.output_dir)
+            unwrap_regressor(self.model).config.save_pretrained(directory)
+            (directory / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json has the arguments as text
+            (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
 
 def is_complete(checkpoint: Path) -> bool:

@@ -1,0 +1,357 @@
+"""Scoring clips with a trained model: `Predictor` for Python, `predict_table` for `lmm-ecr predict`.
+
+Under a launcher (`accelerate launch -m lmm_ecr.predict`, torchrun, srun) the rows are shared out among the processes; results
+are the same for any number of processes and any batch size.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from .data.cache import PreparedReader, is_prepared, read_prepared_manifest
+from .data.dataset import ClipDataset, Collator, FileReader, estimate_lengths, split_batch
+from .data.manifest import Manifest, ManifestRow, Rejection, read_manifest, write_rejections
+from .data.processor import ClipProcessor, resolve_directory
+from .data.workers import default_num_workers, one_thread_worker
+from .errors import ClipError, ConfigError, DataError
+from .journal import Journal
+from .models.regression import LmmRegressor, unwrap_regressor
+from .predictions import write_predictions
+
+WORKER_TIMEOUT_S = 1800  # a batch of unreadable clips may take its time; beyond this the file system is stuck
+
+
+@dataclass
+class PredictionReport:
+    """What a prediction run did. `rejections`: rows without a score, with reasons; rates count this run's rows only."""
+
+    num_rows: int = 0
+    num_scored: int = 0
+    num_resumed: int = 0
+    num_truncated: int = 0
+    num_limited: int = 0
+    damaged: dict[str, str] = field(default_factory=dict)
+    rejections: list[Rejection] = field(default_factory=list)
+    seconds: float = 0.0
+    written: bool = False
+    is_main_process: bool = True
+
+    @property
+    def clips_per_s(self) -> float:
+        return (self.num_rows - self.num_resumed) / self.seconds if self.seconds else 0.0
+
+    def describe(self, output: str | Path) -> str:
+        """The summary for the terminal."""
+        resumed = f", {self.num_resumed:,} of them by an earlier run" if self.num_resumed else ""
+        lines = [f"{self.num_scored:,} of {self.num_rows:,} rows scored{resumed} ({self.clips_per_s:.1f} clips/s)"]
+        if self.damaged:
+            lines.append(f"{len(self.damaged):,} clips are damaged and were read in part: {_some(self.damaged)}")
+        if self.num_limited:
+            lines.append(f"{self.num_limited:,} scores reached the limits 0 or 1; such ties cost rank correlation")
+        if self.num_truncated:
+            lines.append(f"{self.num_truncated:,} titles or descriptions were cut to their token limit")
+        if self.rejections:
+            lines.append(f"{len(self.rejections):,} rows have no score, see {output}.rejected.csv:")
+            lines += [f"  {r.id}: {r.reason} {r.detail}".rstrip() for r in self.rejections[:5]]
+        if self.written:
+            lines.append(f"wrote {output}")
+        else:
+            lines.append(
+                f"{output} was not written because rows are missing. The scores are kept: repair the clips and run the "
+                "same command again, or add --on-error skip to write the others."
+            )
+        return "\n".join(lines)
+
+
+def _some(items: dict[str, str]) -> str:
+    shown = [f"{key} ({reason})" for key, reason in list(items.items())[:3]]
+    return ", ".join(shown) + (", ..." if len(items) > 3 else "")
+
+
+class Predictor:
+    """A trained model with its own preprocessing, ready to score clips."""
+
+    def __init__(
+        self, model: torch.nn.Module, processor: ClipProcessor, device: str | torch.device = "cpu", num_workers: int = 0
+    ):
+        self.model = model.to(device).eval()
+        self.processor = processor
+        self.device = torch.device(device)
+        self.num_workers = num_workers
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        attn_implementation: str = "sdpa",
+        num_workers: int = 0,
+    ) -> "Predictor":
+        """Load a run directory or a checkpoint of this package (or its hub name).
+
+        device: "auto" takes a GPU if there is one. dtype of the backbone: "auto" is bfloat16 on a GPU and float32 on a CPU;
+        the head is always float32. Raises ConfigError if the directory is incomplete.
+        """
+        directory = resolve_directory(directory)
+        processor = ClipProcessor.from_pretrained(directory)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype == "auto":
+            dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
+        if dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"dtype {dtype!r} is not supported; choose auto, float32 or bfloat16")
+        model = LmmRegressor.from_pretrained(
+            directory, dtype=getattr(torch, dtype), attn_implementation=attn_implementation
+        )
+        return cls(model, processor, device, num_workers)
+
+    @property
+    def targets(self) -> list[str]:
+        return unwrap_regressor(self.model).config.targets
+
+    def predict(
+        self, clips: Sequence[dict[str, Any]], *, batch_size: int = 8, on_error: str = "fail", decoder: str = "pyav"
+    ) -> np.ndarray:
+        """Scores float64 [clips, targets] in [0, 1], in the order of `clips`.
+
+        clips: dicts with "video" (path) and optional "title" and "description". on_error: "fail" raises ClipError for a
+        clip that cannot be read, "skip" leaves NaN in its row.
+        """
+        rows = [
+            ManifestRow(i + 1, str(clip["video"]), Path(clip["video"]), clip.get("title"), clip.get("description"))
+            for i, clip in enumerate(clips)
+        ]
+        dataset = ClipDataset(Manifest("clips", rows), self.processor, FileReader(self.processor, decoder))
+        scores = np.full((len(rows), len(self.targets)), np.nan)
+        batches = length_ordered_batches(dataset, range(len(rows)), batch_size) if rows else []
+        for values, indices, notes in self.score_batches(dataset, batches):
+            for index, rejection in notes["rejections"]:
+                if on_error == "fail":
+                    raise ClipError(rows[index].video, rejection.reason, rejection.detail)
+            scores[indices] = values
+        return scores
+
+    def score_batches(
+        self, dataset: ClipDataset, batches: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[np.ndarray, list[int], dict[str, Any]]]:
+        """For each batch of row indices: scores float64 [readable clips, targets], their row indices, and the notes."""
+        loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=Collator(self.processor),
+            num_workers=min(self.num_workers, len(batches)),
+            worker_init_fn=one_thread_worker,
+            pin_memory=self.device.type == "cuda",
+            timeout=WORKER_TIMEOUT_S if self.num_workers and batches else 0,
+        )
+        for batch in _explain_lost_workers(loader):
+            inputs, notes = split_batch(batch)
+            indices = notes["row_index"][notes["readable"]].tolist()
+            inputs.pop("labels", None)
+            values = np.empty((0, len(self.targets)))
+            if indices:
+                inputs = {k: v.to(self.device, non_blocking=True) for k, v in inputs.items()}
+                try:
+                    with torch.inference_mode():
+                        values = self.model(**inputs).predictions.double().cpu().numpy()
+                except torch.OutOfMemoryError as error:
+                    rows, tokens = inputs["input_ids"].shape
+                    raise ConfigError(
+                        f"out of memory for a batch of {rows} clips of {tokens} tokens: lower --batch-size. "
+                        "Finished rows are kept; the same command goes on from there."
+                    ) from error
+            yield values, indices, notes
+
+
+def _explain_lost_workers(loader: DataLoader) -> Iterator[dict[str, Any]]:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise DataError(
+            f"a process that reads clips was lost ({error}). It may have been killed for memory (lower --num-workers or "
+            "--batch-size) or the file system does not answer. Finished rows are kept."
+        ) from error
+
+
+def length_ordered_batches(dataset: ClipDataset, rows: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Rows cut into batches of similar length, the longest first (too little memory shows at once)."""
+    subset = Manifest(dataset.manifest.path, [dataset.manifest[i] for i in rows])
+    lengths = estimate_lengths(subset, dataset.processor)
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], rows[i]))
+    ordered = [rows[i] for i in order]
+    return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+
+
+def load_table(data: str, video_dir: str | None, processor: ClipProcessor, decoder: str, ablations) -> ClipDataset:
+    """The clips of a table with a video folder, or of a directory made by `lmm-ecr prepare`; missing files are rejections."""
+    if is_prepared(data):
+        manifest = read_prepared_manifest(data)
+        return ClipDataset(manifest, processor, PreparedReader(data, processor.clip_spec()), ablations)
+    manifest = read_manifest(data, video_dir, missing_files="reject")
+    return ClipDataset(manifest, processor, FileReader(processor, decoder), ablations)
+
+
+def predict_table(
+    model: str | Path,
+    data: str,
+    output: str | Path,
+    *,
+    video_dir: str | None = None,
+    batch_size: int = 8,
+    num_workers: int | None = None,
+    on_error: str = "fail",
+    ablations: Sequence[str] = (),
+    decoder: str = "pyav",
+    device: str = "auto",
+    dtype: str = "auto",
+    attn_implementation: str = "sdpa",
+    calibration_file: str | None = None,
+    interval: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PredictionReport:
+    """Score every row of a table and write `Id,ECR[,...]` in its order; see `lmm-ecr predict --help`.
+
+    A killed run goes on with the rows that are missing. With on_error "fail" the table is written only if every row has a
+    score; the scores found are kept for the next run either way. Rejected rows go to `<output>.rejected.csv`.
+    """
+    from accelerate import PartialState
+
+    num_workers = default_num_workers() if num_workers is None else num_workers
+    if on_error not in ("fail", "skip"):
+        raise ConfigError(f"--on-error must be fail or skip, got {on_error!r}")
+    if batch_size < 1 or num_workers < 0:
+        raise ConfigError(
+            f"--batch-size must be at least 1 and --num-workers at least 0, got {batch_size}, {num_workers}"
+        )
+    calibration = load_calibration(calibration_file, interval)
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    if device == "auto":
+        device = str(state.device)
+    directory = resolve_directory(model)
+    dataset = load_table(data, video_dir, ClipProcessor.from_pretrained(directory), decoder, ablations)
+    journal = Journal(output, run_identity(directory, dataset, ablations, dtype))
+    if state.is_main_process:
+        journal.open()
+    state.wait_for_everyone()
+    finished = journal.read()
+    state.wait_for_everyone()  # nobody appends before everybody has read
+    todo = [i for i in range(len(dataset)) if i not in finished]
+    report = PredictionReport(num_rows=len(dataset), num_resumed=len(finished), is_main_process=state.is_main_process)
+    start = time.perf_counter()
+    if todo:
+        predictor = Predictor.from_pretrained(
+            directory, device=device, dtype=dtype, attn_implementation=attn_implementation, num_workers=num_workers
+        )
+        batches = length_ordered_batches(dataset, todo, batch_size)[state.process_index :: state.num_processes]
+        _run(predictor, dataset, batches, journal, state, len(finished), progress)
+    state.wait_for_everyone()
+    report.seconds = time.perf_counter() - start
+    if state.is_main_process:
+        _write_results(output, dataset, journal, on_error, report, calibration, interval, _targets(directory))
+    state.wait_for_everyone()
+    return report
+
+
+def _run(predictor: Predictor, dataset, batches, journal: Journal, state, done: int, progress) -> None:
+    for values, indices, notes in predictor.score_batches(dataset, batches):
+        damaged = dict(notes["damaged"])
+        records = [
+            {"row": index, "scores": row.tolist(), "damaged": damaged.get(index)}
+            for index, row in zip(indices, values, strict=True)
+        ]
+        records += [{"row": index, "rejection": vars(rejection)} for index, rejection in notes["rejections"]]
+        if records:
+            records[0]["num_truncated"] = notes["num_truncated"]
+        journal.append(state.process_index, records)
+        done += len(records) * state.num_processes
+        if progress and state.is_main_process:
+            progress(min(done, len(dataset)), len(dataset))
+
+
+def _write_results(
+    output, dataset, journal, on_error, report: PredictionReport, calibration, interval, targets
+) -> None:
+    records = journal.read()
+    missing = len(dataset) - len(records)
+    if missing:
+        raise AssertionError(f"{missing} rows have neither a score nor a reason")
+    manifest = dataset.manifest
+    report.rejections = list(manifest.rejections)
+    report.rejections += [Rejection(**r["rejection"]) for _, r in sorted(records.items()) if "rejection" in r]
+    report.num_truncated = sum(r.get("num_truncated", 0) for r in records.values())
+    report.damaged = {manifest[i].id: r["damaged"] for i, r in sorted(records.items()) if r.get("damaged")}
+    scored = [i for i in range(len(manifest)) if "scores" in records[i]]
+    report.num_scored = len(scored)
+    report.num_rows += len(manifest.rejections)
+    rejected_path = Path(f"{output}.rejected.csv")
+    if report.rejections:
+        write_rejections(rejected_path, sorted(report.rejections, key=lambda r: r.row))
+        if on_error == "fail":
+            return
+    else:
+        rejected_path.unlink(missing_ok=True)
+    values = np.array([records[i]["scores"] for i in scored], dtype=np.float64).reshape(len(scored), len(targets))
+    report.num_limited = int(np.count_nonzero((values[:, 0] <= 0) | (values[:, 0] >= 1)))
+    columns = {name: values[:, column] for column, name in enumerate(targets)}
+    if calibration is not None:
+        raw = columns[targets[0]]
+        columns[targets[0]] = calibration.apply(raw)
+        if interval is not None:
+            low, high = calibration.interval(raw, interval)
+            columns |= {f"{targets[0]}_lo": low, f"{targets[0]}_hi": high}
+    write_predictions(output, [manifest[i].id for i in scored], columns)
+    report.written = True
+    journal.remove()
+
+
+def load_calibration(path: str | None, interval: float | None):
+    """The calibration to apply, or None. Raises ConfigError for an interval without one."""
+    if path is None:
+        if interval is not None:
+            raise ConfigError("--interval needs --calibrate FILE, made by `lmm-ecr evaluate ... --fit-calibration`")
+        return None
+    from .calibration import Calibration
+
+    return Calibration.load(path)
+
+
+def run_identity(directory: Path, dataset: ClipDataset, ablations: Sequence[str], dtype: str) -> dict[str, Any]:
+    """What a result depends on: model files, table, ablations, precision. Weights are told apart by name, size and time."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in directory.iterdir() if p.suffix in (".json", ".safetensors", ".jinja")):
+        if path.name in ("metrics.json", "run.json"):
+            continue
+        stat = path.stat()
+        digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return {
+        "model": f"{directory} {digest.hexdigest()[:16]}",
+        "table": f"{dataset.manifest.path} {dataset.manifest.fingerprint()}",
+        "ablations": sorted(ablations),
+        "dtype": dtype,
+    }
+
+
+def _targets(directory: Path) -> list[str]:
+    from .models.regression import LmmRegressorConfig
+
+    return LmmRegressorConfig.from_pretrained(directory).targets
+
+
+if __name__ == "__main__":
+    import sys
+
+    from .cli import main
+
+    sys.argv.insert(1, "predict")
+    main()
