@@ -60,25 +60,24 @@ def main() -> None:
 
 
 def compare(folder: Path, files: list[str], title: str, repeats: int) -> None:
-    """Run ours and each script; print seconds, peak memory, and what ours takes as a share of theirs."""
+    """Run ours and each script in turn; print seconds, peak memory, and what ours takes as a share of theirs."""
     output = str(folder / "out.csv")
-    command = [sys.executable, "-m", "lmm_ecr.cli", "ensemble", *files, "--output", output, "--force"]
-    seconds, peak = best(command, repeats)
-    expected = pd.read_csv(output, index_col="Id")["ECR"]
+    commands = {
+        "lmm-ecr ensemble": [sys.executable, "-m", "lmm_ecr.cli", "ensemble", *files, "--output", output, "--force"]
+    }
+    commands |= {name: [sys.executable, "-c", script, output, *files] for name, script in PANDAS.items()}
+    runs, means = {name: [] for name in commands}, {}
+    for _ in range(repeats):
+        for name, command in commands.items():
+            runs[name].append(run_measured(command))
+            means[name] = pd.read_csv(output, index_col="Id").iloc[:, 0].sort_index().to_numpy()
     table = Table("", "seconds", "peak MB", "time ratio", "memory ratio", title=title)
-    table.add_row("lmm-ecr ensemble", f"{seconds:.2f}", f"{peak:.0f}", "1", "1")
-    for name, script in PANDAS.items():
-        their_seconds, their_peak = best([sys.executable, "-c", script, output, *files], repeats)
-        theirs = pd.read_csv(output, index_col="Id").iloc[:, 0].reindex(expected.index)
-        assert np.allclose(theirs, expected, rtol=1e-12, atol=0), f"{name} gives another mean"
-        ratios = (f"{seconds / their_seconds:.2f}", f"{peak / their_peak:.2f}")
-        table.add_row(name, f"{their_seconds:.2f}", f"{their_peak:.0f}", *ratios)
+    ours, our_peak = (min(numbers) for numbers in zip(*runs["lmm-ecr ensemble"], strict=True))
+    for name in commands:
+        assert np.allclose(means[name], means["lmm-ecr ensemble"], rtol=1e-12, atol=0), f"{name} gives another mean"
+        seconds, peak = (min(numbers) for numbers in zip(*runs[name], strict=True))
+        table.add_row(name, f"{seconds:.2f}", f"{peak:.0f}", f"{ours / seconds:.2f}", f"{our_peak / peak:.2f}")
     Console().print(table)
-
-
-def best(command: list[str], repeats: int) -> tuple[float, float]:
-    runs = [run_measured(command) for _ in range(repeats)]
-    return min(seconds for seconds, _ in runs), min(peak for _, peak in runs)
 
 
 def write_files(folder: Path, rows: int, files: int, shuffled: bool) -> list[str]:

@@ -101,13 +101,13 @@ def read_predictions(
         raise DataError(f"{path}: cannot be read: {error}") from error
     if table.num_rows == 0:
         raise DataError(f"{path}: the table has a header but no rows")
-    ids = combine(table[ID_COLUMN])
     column = table[target]
     values = column.to_numpy().astype(np.float64, copy=False)  # a null becomes NaN here
-    if like is not None and ids.equals(like.ids):
+    if like is not None and table[ID_COLUMN].equals(pa.chunked_array([like.ids])):
         ids = like.ids
         ids_are_good = True
     else:
+        ids = combine(table[ID_COLUMN])
         ids_are_good = ids.null_count == 0 and not pc.any(pc.equal(ids, "")).as_py() and ids_are_unique(ids)
     in_range = bool(np.isfinite(values).all()) and (allow_out_of_range or (values.min() >= 0.0 and values.max() <= 1.0))
     if not (ids_are_good and in_range):

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from .errors import DataError
 
 ID_COLUMN = "Id"
-HASHED_BYTES = 512  # longer ids are compared by pyarrow instead of hashed here
+HASHED_BYTES = 512  # ids that differ only behind these have the same hash
 
 
 def is_parquet(path: str) -> bool:
@@ -58,28 +58,40 @@ def text_records(path: str) -> Iterator[tuple[int, list[str]]]:
 def ids_are_unique(ids: pa.Array) -> bool:
     """Whether no id of a `large_string` array (no nulls) occurs twice. Exact.
 
-    Every id is hashed to 64 bits, eight bytes at a time for all ids at once, and the hashes are sorted: two to four
-    times as fast as a hash table of the strings (measured on a million ids of 7 to 32 bytes). Only where two hashes
-    are equal does pyarrow compare the strings themselves.
+    The 64-bit hashes of the ids are sorted: two to four times as fast as a hash table of the strings (measured on a
+    million ids of 7 to 32 bytes). Only where two hashes are equal does pyarrow compare the strings themselves.
     """
+    hashes = hash_ids(ids)
+    hashes.sort()
+    return not bool((hashes[1:] == hashes[:-1]).any()) or len(pc.unique(ids)) == len(ids)
+
+
+def hash_ids(ids: pa.Array, rows_at_once: int = 1 << 16) -> np.ndarray:
+    """uint64 [N]: a hash of each id of a `large_string` array (no nulls), of its first `HASHED_BYTES` bytes.
+
+    Not for storage and not safe against ids made to collide: who uses it compares the strings where hashes agree.
+    """
+    parts = [_hash_piece(ids.slice(start, rows_at_once)) for start in range(0, len(ids), rows_at_once)]
+    return np.concatenate([np.zeros(0, np.uint64), *parts])
+
+
+def _hash_piece(ids: pa.Array) -> np.ndarray:
+    """Eight bytes at a time, for all ids at once."""
     offsets = np.frombuffer(ids.buffers()[1], np.int64, len(ids) + 1, offset=8 * ids.offset)
     lengths = np.diff(offsets)
-    longest = int(lengths.max(initial=0))
-    if longest > HASHED_BYTES:
-        return len(pc.unique(ids)) == len(ids)
-    text = np.zeros(int(offsets[-1]) + 8, np.uint8)  # eight spare bytes: the last word of the last id may reach over
-    text[:-8] = np.frombuffer(ids.buffers()[2], np.uint8, int(offsets[-1])) if offsets[-1] else 0
+    start, size = int(offsets[0]), int(offsets[-1] - offsets[0])
+    text = np.zeros(size + 8, np.uint8)  # eight spare bytes: the last word of the last id may reach over
+    text[:-8] = np.frombuffer(ids.buffers()[2], np.uint8, size, offset=start) if size else 0
     words = np.ndarray(len(text) - 7, "<u8", text, strides=(1,))  # the eight bytes from every position
     hashes = lengths.astype(np.uint64)
-    for first in range(0, longest, 8):
+    for first in range(0, min(int(lengths.max(initial=0)), HASHED_BYTES), 8):
         left = np.clip(lengths - first, 0, 8)
-        word = words[np.minimum(offsets[:-1] + first, len(words) - 1)]
+        word = words[np.minimum(offsets[:-1] - start + first, len(words) - 1)]
         word &= np.where(left > 0, np.uint64(2**64 - 1) >> (64 - 8 * np.maximum(left, 1)).astype(np.uint64), 0)
         hashes ^= word
         hashes *= np.uint64(0x9E3779B97F4A7C15)  # odd, so no information is lost; the shift mixes high bits down
         hashes ^= hashes >> np.uint64(29)
-    hashes.sort()
-    return not bool((hashes[1:] == hashes[:-1]).any()) or len(pc.unique(ids)) == len(ids)
+    return hashes
 
 
 def _quoted(text: pa.Array) -> pa.Array:
