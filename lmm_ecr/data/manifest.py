@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import atomic_write
+from ..tables import is_parquet, text_records
 
 MAX_PROBLEMS_SHOWN = 10
 
@@ -99,6 +100,7 @@ def read_manifest(
     base = Path(video_dir) if video_dir is not None else path.parent
     videos = _video_paths(columns, ids, base, problems)
     missing = _missing(videos)
+    where = f"--video_dir / --video-dir ({base}{'' if base.is_dir() else ', which is no folder'}) and the Video column"
     rejections = []
     for index in sorted(missing):
         if missing_files == "reject":
@@ -108,7 +110,7 @@ def read_manifest(
     if problems:
         hint = ""
         if missing and missing_files != "reject":
-            hint = "\nFor missing files check --video_dir / --video-dir and the Video column, or skip them on request."
+            hint = f"\nFor missing files check {where}, or skip them on request."
         raise DataError(_list_problems(path, problems) + hint)
     rows = [
         ManifestRow(
@@ -123,7 +125,7 @@ def read_manifest(
         if index not in missing
     ]
     if not rows:
-        raise DataError(f"{path}: none of the {num_rows} clips has a file under {base}")
+        raise DataError(f"{path}: none of the {num_rows} clips has a file, for example {videos[0]}; check {where}")
     return Manifest(str(path), rows, tuple(targets), rejections)
 
 
@@ -140,19 +142,23 @@ def write_rejections(path: str | Path, rejections: Sequence[Rejection]) -> None:
 def _read_columns(path: Path, targets: Sequence[str]) -> tuple[dict[str, list[str]], int]:
     """The columns of the contract as lists of text ("" for nulls)."""
     import pyarrow as pa
+    import pyarrow.compute
     import pyarrow.csv
     import pyarrow.parquet
 
     if not path.is_file():
         raise DataError(f"{path}: no such table")
     wanted = ["Id", "Title", "Description", "Video", *targets]
+    names: list[str] = []
     try:
-        if path.suffix.lower() in (".parquet", ".pq"):
+        if is_parquet(str(path)):
             names = pyarrow.parquet.read_schema(path).names
             _check_header(path, names, targets)
             table = pyarrow.parquet.read_table(path, columns=[n for n in wanted if n in names])
         else:
-            names = _csv_header(path)
+            _, names = next(text_records(str(path)), (1, []))
+            if not names:
+                raise DataError(f"{path}: the file is empty")
             _check_header(path, names, targets)
             table = pyarrow.csv.read_csv(
                 path,
@@ -163,25 +169,43 @@ def _read_columns(path: Path, targets: Sequence[str]) -> tuple[dict[str, list[st
                     include_columns=[n for n in wanted if n in names],
                 ),
             )
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, DataError) as error:
+        if not is_parquet(str(path)):
+            _explain_csv(path, len(names))
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: cannot be read as a table ({error})") from error
     columns = {}
     for name in table.column_names:
         values = table.column(name)
-        if not pa.types.is_string(values.type):
-            values = pyarrow.compute.cast(values, pa.string())
-        columns[name] = ["" if value is None else value for value in values.to_pylist()]
+        try:
+            text = values if pa.types.is_string(values.type) else pyarrow.compute.cast(values, pa.string())
+        except pa.ArrowException as error:
+            raise DataError(f"{path}: column {name!r} of type {values.type} is no text or number ({error})") from error
+        columns[name] = ["" if value is None else value for value in text.to_pylist()]
     return columns, table.num_rows
 
 
-def _csv_header(path: Path) -> list[str]:
-    import csv
-
-    with open(path, encoding="utf-8-sig", newline="") as stream:
-        header = next(csv.reader(stream), None)
-    if not header:
-        raise DataError(f"{path}: the file is empty")
-    return header
+def _explain_csv(path: Path, num_columns: int) -> None:
+    """Raise DataError with the place of the first mistake of a CSV file that pyarrow refused, if one can be found."""
+    with open(path, "rb") as stream:
+        for line, raw in enumerate(stream, start=1):
+            try:
+                raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                byte = raw[error.start]
+                raise DataError(
+                    f"{path}: line {line}: byte 0x{byte:02x} is not UTF-8; save the table as UTF-8"
+                ) from error
+    row = -1
+    for row, (line, cells) in enumerate(text_records(str(path))):
+        if num_columns and len(cells) != num_columns:
+            raise DataError(
+                f"{path}: row {row} (line {line}) has {len(cells)} cells, the header has {num_columns}; "
+                "is a comma or a quotation mark missing or too many?"
+            )
+    if row == 0:
+        raise DataError(f"{path}: the table has no rows")
 
 
 def _check_header(path: Path, names: list[str], targets: Sequence[str]) -> None:
@@ -217,7 +241,7 @@ def _parse_labels(columns, targets: Sequence[str], ids: list[str], problems: lis
                     problems.append(f"{where} is empty")
                 continue
             try:
-                value = float(text)
+                value = float(text if text.isascii() and "_" not in text else "no number")  # "0_5" is no 5.0
             except ValueError:
                 problems.append(f"{where} is no number: {text!r}")
                 continue
@@ -232,27 +256,35 @@ def _parse_labels(columns, targets: Sequence[str], ids: list[str], problems: lis
     return labels
 
 
-def _video_paths(columns, ids: list[str], base: Path, problems: list[str]) -> list[Path]:
+def _video_paths(columns, ids: list[str], base: Path, problems: list[str]) -> list[Path | None]:
+    """The clip of each row; None where the Id gives no path (an entry of `problems` says why)."""
     explicit = columns.get("Video", [""] * len(ids))
     paths = []
     for row, (clip_id, video) in enumerate(zip(ids, explicit, strict=True), start=1):
         if video.strip():
             paths.append(base / video)  # an absolute path stays as it is
             continue
+        if not clip_id.strip():
+            paths.append(None)
+            continue
         parts = PurePosixPath(clip_id.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or "\x00" in clip_id or ":" in clip_id[:3]:
             problems.append(
-                f"row {row}: Id {clip_id!r} would leave the video directory; use the Video column for paths"
+                f"row {row}: Id {clip_id!r} is no file name inside the video directory; use the Video column for paths"
             )
+            paths.append(None)
+            continue
         paths.append(base / f"{clip_id}.mp4")
     return paths
 
 
-def _missing(paths: list[Path]) -> set[int]:
+def _missing(paths: list[Path | None]) -> set[int]:
     """Indices of paths that are no files; one listing per directory instead of one look-up per file."""
     listings: dict[str, set[str]] = {}
     missing = set()
     for index, path in enumerate(paths):
+        if path is None:
+            continue
         folder, name = os.path.split(path)
         if folder not in listings:
             try:
