@@ -35,9 +35,14 @@ def test_readers_see_the_old_file_until_the_block_ends(tmp_path):
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = tmp_path / "t.txt"
     path.write_text("old")
-    with pytest.raises(error), atomic_write(path) as stream:
-        stream.write("half")
-        raise error
+
+    def write_half():
+        with atomic_write(path) as stream:
+            stream.write("half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["t.txt"]
 
