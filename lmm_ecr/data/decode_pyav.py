@@ -147,7 +147,7 @@ def survey(path: str, index: FrameIndex, budget: Budget, damage: Damage) -> tupl
     """Decode everything once, to learn which pictures the decoder shows.
 
     Returns their presentation times, int64 [M] sorted, and for each the order in which the decoder gave it out, int64
-    [M]. Without time stamps the average frame rate counts (25 if the file has none). In containers that store none
+    [M]. Without any time stamps the average frame rate counts (25 if the file has none). In containers that store none
     (AVI) FFmpeg makes them up, in the wrong order; there the order of the decoder is the order of presentation.
     Raises ClipError no_frames if nothing can be decoded.
     """
@@ -156,9 +156,13 @@ def survey(path: str, index: FrameIndex, budget: Budget, damage: Damage) -> tupl
         pts.append(frame.pts)
     if not pts:
         raise ClipError(path, "no_frames", damage.first_error or "the decoder shows no picture")
-    if any(value is None for value in pts):
+    if all(value is None for value in pts):
         step = 1 / (Fraction(index.fps).limit_denominator(100_000) or 25) / index.time_base
         pts = [round(number * step) for number in range(len(pts))]
+    first = next(value for value in pts if value is not None)
+    for number, value in enumerate(pts):  # a lost time stamp in a damaged file: with the picture before it
+        if value is None:
+            pts[number] = pts[number - 1] if number else first
     times = np.asarray(pts, dtype=np.int64)
     if index.format in UNTIMED_FORMATS:
         return np.sort(times), np.arange(len(times))

@@ -51,7 +51,8 @@ def write_clip(
 
     times: presentation times in seconds instead of a constant rate. audio: float32 [samples] or [channels, samples].
     """
-    with av.open(str(path), "w", format=format, options=container_options or {}) as container:
+    reproducible = {"fflags": "+bitexact"} | (container_options or {})
+    with av.open(str(path), "w", format=format, options=reproducible) as container:
         streams = []
         if num_frames:
             video = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))

@@ -53,6 +53,8 @@ def tolerant_decode(path) -> dict[float, np.ndarray]:
             except av.FFmpegError:
                 continue
             for frame in decoded:
+                if frame.pts is None:
+                    continue
                 frames[frame.pts] = frame.to_ndarray(format="rgb24")
         return {round(float((pts - first) * video.time_base), 4): frame for pts, frame in frames.items()}
 
