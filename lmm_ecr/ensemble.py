@@ -102,6 +102,8 @@ def ensemble(paths: Sequence[str | os.PathLike], options: EnsembleOptions | None
     if options.apply is not None:
         combination, saved, saved_target = load_recipe(options.apply)
         target = options.target or saved_target
+    if options.labels is not None and os.path.realpath(options.labels) in map(os.path.realpath, paths):
+        raise DataError(f"{options.labels}: the labels are also one of the members; the score would be of the answers")
     members = read_members(paths, target, missing=options.missing)
     if options.apply is not None:
         combination = reorder(combination, saved, members.names, options.apply)

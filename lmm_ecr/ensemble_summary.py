@@ -62,7 +62,7 @@ def _missing_lines(summary: dict) -> list[str]:
 def _score_table(summary: dict, terminal: bool) -> Table:
     weighted = any(member["weight"] is not None for member in summary["members"])
     table = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("member", overflow="fold", min_width=8)
+    table.add_column("member", overflow="fold", min_width=len("ensemble, CV"))
     if weighted:
         table.add_column("weight", justify="right")
     table.add_column("gain", justify="right")
