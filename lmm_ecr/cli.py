@@ -54,6 +54,10 @@ def ensemble(
     check_outputs(predictions, options, output, force, json=json, save=save, report=report)
     result = combine_files(predictions, options)
     write_ensemble(result, output, with_std=with_std, json_path=json, save=save)
+    if report is not None:
+        from .ensemble_report import write_ensemble_report
+
+        write_ensemble_report(result, options, report)
     print_summary(result.summary, output, sys.stderr if output == "-" else sys.stdout)
 
 

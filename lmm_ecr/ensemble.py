@@ -165,6 +165,8 @@ def check_outputs(
 
     `others`: the further files to be written, by the name of their flag; None for those not asked for.
     """
+    if others.get("report") is not None and options.labels is None:
+        raise ConfigError("--report shows how good the scores are and needs --labels")
     inputs = [*paths, *(path for path in (options.labels, options.apply) if path is not None)]
     check_output(output, inputs=inputs, force=force)
     written = {} if os.fspath(output) == "-" else {os.path.realpath(output): "--output"}

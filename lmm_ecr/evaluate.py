@@ -66,15 +66,39 @@ def evaluate_files(
     Predictions without a label are left out and counted. A label without a prediction is a DataError naming the file
     and some of the ids, unless `allow_missing`. `segments` are columns of the label table (see `lmm_ecr.segments`).
     """
-    if not 0 < confidence < 1:
-        raise ConfigError(f"the confidence is {confidence}, not between 0 and 1 (0.95 for 95 %)")
-    if resamples < 0 or bins < 1:
-        raise ConfigError(f"{resamples} resamples and {bins} bins: both must be positive")
+    _check_settings(confidence, resamples, bins)
     label_table = read_labels(labels_path, target, allow_out_of_range=allow_out_of_range)
     tables: list[Predictions] = []
     for path in paths:
         like = tables[0] if tables else label_table
         tables.append(read_predictions(path, target, allow_out_of_range=allow_out_of_range, columns=(), like=like))
+    return evaluate_tables(
+        tables,
+        _names([table.path for table in tables]),
+        label_table,
+        segments=segments,
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+        bins=bins,
+        allow_missing=allow_missing,
+    )
+
+
+def evaluate_tables(
+    tables: Sequence[Predictions],
+    names: Sequence[str],
+    label_table: Predictions,
+    *,
+    segments: Sequence[str] = (),
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+    bins: int = 10,
+    allow_missing: bool = False,
+) -> Evaluation:
+    """`evaluate_files` for predictions in memory, shown under `names`."""
+    _check_settings(confidence, resamples, bins)
     matches = [_match(table, label_table, allow_missing) for table in tables]
     shared = np.ones(len(label_table), dtype=bool)
     for match in matches:
@@ -85,7 +109,6 @@ def evaluate_files(
     if not len(rows):
         raise DataError(f"no id of {label_table.path} is predicted by all of the {len(tables)} prediction files")
     labels = label_table.values[rows]
-    names = _names([table.path for table in tables])
     options = {"confidence": confidence, "resamples": resamples, "seed": seed}
     files = []
     for name, table, match in zip(names, tables, matches, strict=True):
@@ -195,6 +218,13 @@ def write_outputs(
             f"intervals from {calibration.conformal_rows:,} others: 80 % within +-{calibration.half_width(0.8):.3f})"
         )
     return lines
+
+
+def _check_settings(confidence: float, resamples: int, bins: int) -> None:
+    if not 0 < confidence < 1:
+        raise ConfigError(f"the confidence is {confidence}, not between 0 and 1 (0.95 for 95 %)")
+    if resamples < 0 or bins < 1:
+        raise ConfigError(f"{resamples} resamples and {bins} bins: both must be positive")
 
 
 def _match(table: Predictions, labels: Predictions, allow_missing: bool) -> Match:

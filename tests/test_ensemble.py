@@ -261,6 +261,20 @@ def test_outputs_do_not_overwrite_inputs_or_each_other(project, tmp_path):
     assert not (tmp_path / "out.csv").exists()
 
 
+def test_the_report_shows_members_and_ensemble(project, tmp_path):
+    paths, labels = project
+    arguments = ["ensemble", *map(str, paths), "--output", str(tmp_path / "out.csv"), "--resamples", "50"]
+    arguments += ["--report", str(tmp_path / "report.html")]
+    without = CliRunner().invoke(app, arguments)
+    assert "--report" in str(without.exception)
+    assert not (tmp_path / "out.csv").exists()
+    result = CliRunner().invoke(app, [*arguments, "--labels", str(labels), "--method", "greedy"])
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for words in ("ensemble (cross-validated)", "good", "Ensemble of 3 files by greedy"):
+        assert words in page
+
+
 def test_missing_ids_are_counted_in_the_summary(project, tmp_path):
     paths, _ = project
     short = tmp_path / "short.csv"

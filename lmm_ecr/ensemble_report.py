@@ -1,0 +1,34 @@
+"""The HTML report of an ensemble: its members and its own (for fitted methods cross-validated) scores side by side."""
+
+import os
+
+from .ensemble import EnsembleOptions, EnsembleResult
+from .errors import ConfigError
+from .evaluate import evaluate_tables
+from .predictions import Predictions, read_labels
+from .report import write_report
+
+
+def write_ensemble_report(result: EnsembleResult, options: EnsembleOptions, output: str | os.PathLike) -> None:
+    """Write the report of `lmm_ecr.report` over the labelled rows, with the ensemble as one more prediction file.
+
+    Raises:
+        ConfigError: the ensemble was made without labels.
+    """
+    if options.labels is None:
+        raise ConfigError("--report shows how good the scores are and needs --labels")
+    members, summary = result.members, result.summary
+    ids = members.ids.take(result.labelled_rows)
+    values = [*members.values[:, result.labelled_rows], result.evaluated]
+    names = [*members.names, "ensemble (cross-validated)" if summary["fit"] else "ensemble"]
+    paths = [*members.paths, names[-1]]
+    tables = [Predictions(path, ids, column, summary["target"]) for path, column in zip(paths, values, strict=True)]
+    evaluation = evaluate_tables(
+        tables,
+        names,
+        read_labels(options.labels, summary["labels"]["column"]),
+        resamples=options.resamples,
+        seed=options.seed,
+        allow_missing=True,  # counted in the summary
+    )
+    write_report(evaluation, output, title=f"Ensemble of {len(members)} files by {summary['method']}")
