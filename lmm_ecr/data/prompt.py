@@ -60,13 +60,12 @@ def build_prompt(spec: PromptSpec, tokenizer, title: str | None, description: st
 def truncate_text(text: str | None, tokenizer, max_tokens: int) -> tuple[str, bool]:
     """The longest prefix of `text` of at most `max_tokens` tokens, never cutting inside a character.
 
-    None and blank text become "None". Returns the text and whether it was cut. `tokenizer` must be a fast one (it tells
-    which characters a token covers).
+    None, blank text and a prefix without a visible character become "None". Returns the text and whether it was cut.
+    `tokenizer` must be a fast one (it tells which characters a token covers).
     """
     if text is None or not text.strip():
         return MISSING_TEXT, False
-    if len(text.encode("utf-8", errors="replace")) <= max_tokens:  # a token covers at least one byte
-        return text, False
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # halves of characters, as JSON may hold
     encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
     offsets = encoded["offset_mapping"]
     if len(offsets) <= max_tokens:
@@ -74,7 +73,7 @@ def truncate_text(text: str | None, tokenizer, max_tokens: int) -> tuple[str, bo
     end = offsets[max_tokens - 1][1]
     if offsets[max_tokens][0] < end:  # the next token holds the rest of a character: leave that character out
         end = offsets[max_tokens][0]
-    return text[:end], True
+    return (text[:end] if text[:end].strip() else MISSING_TEXT), True
 
 
 def plain_ids(tokenizer, text: str) -> list[int]:
