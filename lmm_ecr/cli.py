@@ -262,6 +262,44 @@ def report(
     typer.echo(f"report: {output}")
 
 
+@app.command()
+def bench(
+    model: str = typer.Option(None, help="Backbone to time: directory or hub name."),
+    random: str = typer.Option(None, help="A model of real size with random weights: qwen2_5_vl_3b or qwen2_5_vl_7b."),
+    batch_size: int = typer.Option(2, help="Clips per step."),
+    steps: int = typer.Option(20, help="Timed steps."),
+    dtype: str = typer.Option("float32", help="Weights of the backbone: float32 or bfloat16."),
+    bf16: bool = typer.Option(False, "--bf16", help="Compute in bfloat16 (autocast)."),
+    gradient_checkpointing: bool = typer.Option(False, "--gradient-checkpointing", help="Recompute activations."),
+    lora: bool = typer.Option(False, "--lora", help="LoRA on the language model, vision frozen."),
+    height: int = typer.Option(854, help="Height of the clips in pixels."),
+    width: int = typer.Option(480, help="Width of the clips in pixels."),
+    attn_implementation: str = typer.Option("sdpa", help="sdpa, eager or flash_attention_2."),
+    json: Path = typer.Option(None, help="Write the numbers here too."),
+) -> None:
+    """Time training steps and scoring on random clips: clips/s, tokens/s, memory, MFU."""
+    from .bench import bench_model
+
+    result = bench_model(
+        model,
+        random,
+        batch_size=batch_size,
+        steps=steps,
+        dtype=dtype,
+        bf16=bf16,
+        gradient_checkpointing=gradient_checkpointing,
+        lora=lora,
+        height=height,
+        width=width,
+        attn_implementation=attn_implementation,
+    )
+    typer.echo(result.describe())
+    if json:
+        from .files import write_json
+
+        write_json(json, result.to_dict())
+
+
 def main() -> None:
     """Run the command line; an error meant for the user is printed without a stack trace and exits with status 2."""
     try:
