@@ -1,6 +1,6 @@
 """`lmm-ecr bench`: speed and memory of training steps and scoring, with ready-made random clips.
 
-The training step of `EcrTrainer` is timed beside a bare loop (same model, same batches, plain PyTorch AdamW), alternating in one
+The training step of `EcrTrainer` is timed beside a bare loop (same model and batches, plain PyTorch AdamW), alternating in one
 process, so that their ratio holds on a noisy machine. FLOPs: 2 per multiply-add, counted by PyTorch's FlopCounterMode on
 one forward pass; a training step counts as three (what gradient checkpointing computes again is not useful work).
 """

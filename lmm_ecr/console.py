@@ -50,6 +50,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true but no accelerator is found")
     # transformers 5.23 warns about its own use of the name while it is loaded for PEFT.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    # The name all supported versions of transformers know.
+    warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
 
 
 def run_program(name: str, main: Callable[[], None]) -> None:

@@ -22,9 +22,9 @@ class Journal:
         self.meta = meta
 
     def open(self) -> None:
-        """Begin or continue; called by the first process alone. Raises ConfigError if other results are there."""
+        """Begin or continue; called by the first process alone. Raises ConfigError if results of another run are there."""
         path = self.directory / "meta.json"
-        if path.is_file():
+        if path.is_file() and self.read():
             old = read_json(path)
             changed = sorted(k for k in {*old, *self.meta} if old.get(k) != self.meta.get(k))
             if changed:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from .data.ablation import check_ablations
 from .data.cache import PreparedReader, is_prepared, read_prepared_manifest
 from .data.dataset import ClipDataset, Collator, FileReader, estimate_lengths, split_batch
 from .data.manifest import Manifest, ManifestRow, Rejection, read_manifest, write_rejections
@@ -101,14 +102,13 @@ class Predictor:
         device: "auto" takes a GPU if there is one. dtype of the backbone: "auto" is bfloat16 on a GPU and float32 on a CPU;
         the head is always float32. Raises ConfigError if the directory is incomplete.
         """
+        check_dtype(dtype)
         directory = resolve_directory(directory)
         processor = ClipProcessor.from_pretrained(directory)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto":
             dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
-        if dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"dtype {dtype!r} is not supported; choose auto, float32 or bfloat16")
         model = LmmRegressor.from_pretrained(
             directory, dtype=getattr(torch, dtype), attn_implementation=attn_implementation
         )
@@ -234,6 +234,8 @@ def predict_table(
         raise ConfigError(
             f"--batch-size must be at least 1 and --num-workers at least 0, got {batch_size}, {num_workers}"
         )
+    check_ablations(ablations)
+    check_dtype(dtype)
     calibration = load_calibration(calibration_file, interval)
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
     if device == "auto":
@@ -313,6 +315,11 @@ def _write_results(
     write_predictions(output, [manifest[i].id for i in scored], columns)
     report.written = True
     journal.remove()
+
+
+def check_dtype(dtype: str) -> None:
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ConfigError(f"dtype {dtype!r} is not supported; choose auto, float32 or bfloat16")
 
 
 def load_calibration(path: str | None, interval: float | None):
