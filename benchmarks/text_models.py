@@ -48,19 +48,18 @@ def main() -> None:
         scores = out_of_fold(model, table["Caption"].to_numpy(), labels, fold_of(id_hashes(table["Id"])))
         files.append(str(folder / "preds" / f"{name}.csv"))
         write_predictions(files[-1], table["Id"], {"ECR": np.clip(scores, 0, 1)})
-    results = Table("method", "SROCC", "PLCC", "final", "best member", "gain", "95 % interval", "p")
+    results = Table("method", "SROCC", "PLCC", "final", "gain", "95 % interval", "p")
     for method in METHODS:
         summary = run_ensemble(method, files, folder)
         ensemble, gain = summary["ensemble"], summary["gain_over_best"]
         results.add_row(
-            method + (" (cross-validated)" if summary["fit"] else ""),
+            method + (" (CV)" if summary["fit"] else ""),
             *(f"{ensemble[name]:.4f}" for name in ("srocc", "plcc", "final_score")),
-            gain["best_member"],
             f"{gain['difference']:+.4f}",
             "{:+.4f} to {:+.4f}".format(*gain["ci95"]),
             f"{gain['p_value']:.3f}",
         )
-    Console().print(f"{len(table):,} captions")
+    Console().print(f"{len(table):,} captions; gain: final score over the best member, {gain['best_member']}")
     Console().print(results)
 
 

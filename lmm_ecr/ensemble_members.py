@@ -81,6 +81,7 @@ def read_members(paths: Sequence[str | os.PathLike], target: str = "ECR", *, mis
             differing[at] = table
     members = Members([names[at] for at in order], [paths[at] for at in order], [], first.ids, values)
     members.given = [place[at] for at in range(len(paths))]
+    pa.default_memory_pool().release_unused()
     if differing:
         _fill_or_drop(members, first, {place[at]: table for at, table in differing.items()}, missing)
     return members
@@ -110,6 +111,7 @@ def _read(paths: Sequence[str], target: str):
     first = read_predictions(paths[0], target, columns=())
     yield first
     for path in paths[1:]:
+        pa.default_memory_pool().release_unused()  # what reading the last file took would else stay beside the next
         yield read_predictions(path, target, columns=(), like=first)
 
 

@@ -108,7 +108,7 @@ def read_predictions(
         ids_are_good = True
     else:
         ids = combine(table[ID_COLUMN])
-        ids_are_good = ids.null_count == 0 and not pc.any(pc.equal(ids, "")).as_py() and ids_are_unique(ids)
+        ids_are_good = ids.null_count == 0 and pc.min(pc.binary_length(ids)).as_py() > 0 and ids_are_unique(ids)
     in_range = bool(np.isfinite(values).all()) and (allow_out_of_range or (values.min() >= 0.0 and values.max() <= 1.0))
     if not (ids_are_good and in_range):
         rows = _parquet_rows(ids, column) if is_parquet(path) else _csv_rows(path, target)
