@@ -64,3 +64,18 @@ def prediction_alarm(predictions: np.ndarray, labels: np.ndarray) -> str | None:
     if ties > TIE_SHARE:
         return f"{ties:.0%} of the predictions are ties; was the head run in low precision?"
     return None
+
+
+def in_row_order(predictions: np.ndarray, rows: np.ndarray, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gathered predictions [gathered, targets] and (row index, readable) [gathered, 2] as (predictions, readable) by row.
+
+    A row that several processes scored (padding of the last batch) counts once.
+    """
+    values = np.full((num_rows, predictions.shape[1]), np.nan)
+    values[rows[:, 0]] = predictions
+    readable = np.zeros(num_rows, dtype=bool)
+    readable[rows[:, 0]] = rows[:, 1].astype(bool)
+    missing = np.setdiff1d(np.arange(num_rows), rows[:, 0])
+    if len(missing):
+        raise AssertionError(f"{len(missing)} of {num_rows} rows were not evaluated")
+    return values, readable
