@@ -306,7 +306,7 @@ def main() -> None:
         app()
     except LmmEcrError as error:
         print(f"lmm-ecr: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_status)
 
 
 if __name__ == "__main__":

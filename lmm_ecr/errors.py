@@ -5,7 +5,9 @@ The command line and the recipes print these without a stack trace; every other 
 
 
 class LmmEcrError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose. `exit_status`: what a program that ends with it returns."""
+
+    exit_status = 2
 
 
 class DataError(LmmEcrError):
@@ -31,3 +33,9 @@ class ConfigError(LmmEcrError):
 
 class TrainingError(LmmEcrError):
     """Training cannot go on (for example a loss that is not finite)."""
+
+
+class Preempted(LmmEcrError):
+    """A run was asked to stop (SIGTERM, SIGUSR1) and did, with everything saved: the same command goes on from there."""
+
+    exit_status = 85  # what HTCondor's self-checkpointing jobs return, too: "not finished, start me again"

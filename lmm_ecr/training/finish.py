@@ -56,6 +56,7 @@ def finish_run(trainer: EcrTrainer, args: RecipeArguments, train_metrics: dict[s
     for name in args.training.eval_ablations:
         values, ok = trainer.score(ClipDataset(dataset.manifest, dataset.processor, dataset.reader, (name,)))
         ablations[name] = _metrics(values, ok, dataset, 0)
+    trainer.notes.collect()
     rejections = _all_rejections(trainer, dataset)
     if not trainer.is_world_process_zero():
         return {}
@@ -71,7 +72,7 @@ def finish_run(trainer: EcrTrainer, args: RecipeArguments, train_metrics: dict[s
         }
     if ablations:
         metrics["eval_ablations"] = ablations
-    metrics["alarms"] = trainer.alarms
+    metrics["alarms"] = trainer.notes.alarms
     ids = [row.id for row, ok in zip(dataset.manifest, readable, strict=True) if ok]
     columns = {name: predictions[readable, column] for column, name in enumerate(targets)}
     write_predictions(output / "predictions" / "eval.csv", ids, columns)
@@ -97,12 +98,8 @@ def _metrics(predictions, readable, dataset: ClipDataset, resamples: int, column
 
 
 def _all_rejections(trainer: EcrTrainer, dataset: ClipDataset) -> list[Rejection]:
-    """Rejected rows of both tables, from all processes."""
-    from accelerate.utils import gather_object
-
-    found: dict[str, Rejection] = {}
-    for rejection in gather_object(list(trainer.rejections.values())):
-        found.setdefault(rejection.id, rejection)
+    """Rejected rows of both tables: noted while training (on the first process: of all), and while reading the tables."""
+    found: dict[str, Rejection] = dict(trainer.notes.rejections)
     for manifest in (trainer.train_dataset.manifest, dataset.manifest):
         for rejection in manifest.rejections:
             found.setdefault(rejection.id, rejection)
@@ -118,9 +115,9 @@ def _train_numbers(trainer: EcrTrainer, train_metrics: dict[str, float]) -> dict
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
         "peak_memory_gb": peak_memory_gb(),
-        "rejected": len(trainer.rejections),
-        "damaged": len(trainer.damaged),
-        "truncated_texts": trainer.num_truncated,
+        "rejected": len(trainer.notes.rejections),
+        "damaged": len(trainer.notes.damaged),
+        "truncated_texts": trainer.notes.num_truncated,
     }
 
 

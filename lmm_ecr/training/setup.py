@@ -25,7 +25,7 @@ from ..models.regression import LmmRegressor
 from ..models.tiny import TINY_VERSION
 from ..prepare import prepare
 from ..progress import progress_bar
-from .trainer import last_complete_checkpoint
+from .checkpoints import last_complete_checkpoint
 from .tuning import apply_tuning
 
 logger = logging.getLogger(__name__)

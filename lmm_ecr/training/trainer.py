@@ -1,11 +1,10 @@
 """`EcrTrainer`: transformers' Trainer for regression on clips.
 
-What it adds: losses over the batch of all processes, one optimizer group per part of the model, evaluation that is exact for
-any number of processes, alarms for useless predictions, a stop when the loss is not finite, rejected clips, and checkpoints
-that are either complete or ignored.
+What it adds: losses over the batch of all processes and micro-batches, one optimizer group per part of the model, evaluation
+that is exact for any number of processes, alarms for useless predictions, a stop when the loss is not finite, rejected clips,
+checkpoints that are either complete or ignored, and a stop on request that loses nothing.
 """
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,29 +13,35 @@ import numpy as np
 import torch
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalPrediction
 
 from ..arguments import EcrTrainingArguments, TuningArguments
 from ..console import LogLines
-from ..data.dataset import ClipDataset, Collator, estimate_lengths, split_batch
-from ..data.manifest import Rejection
-from ..errors import ClipError, TrainingError
+from ..data.dataset import ClipDataset, Collator, split_batch
+from ..data.lengths import shared_lengths
+from ..data.workers import one_thread_worker
 from ..losses import RegressionLoss
 from ..models.regression import unwrap_regressor
-from .evaluation import regression_metrics
-from .gather import gather_with_gradient
+from .batches import EpochDataLoader, Filler, GlobalBatchSampler, PaddedDataset, grouped_by_length, shuffled
+from .checkpoints import COMPLETE_MARK, delete_checkpoint, delete_old_checkpoints
+from .clip_notes import ClipNotes
+from .evaluation import in_row_order, regression_metrics
+from .finite import FiniteWatch
+from .gather import gather_with_gradient, pad_rows, pointwise_share, score_gradients
 from .meter import ThroughputMeter
+from .preemption import PreemptionCallback, StepAgreement, StopSignals
+from .random_state import RandomState, get_random_state, set_random_state
 from .tuning import parameter_groups
 
-COMPLETE_MARK = "complete"  # written last into a checkpoint directory
+# Part of the loss's value, gradient of the loss with respect to the scores, random state before the forward pass.
+MicroBatchGradient = tuple[torch.Tensor, torch.Tensor, RandomState]
 
 
 class EcrTrainer(Trainer):
     """Trains an `LmmRegressor` (or a PEFT model around one) on `ClipDataset`s.
 
     on_error: "fail" raises ClipError at the first unreadable clip; "skip" leaves it out of the loss and the metrics and
-    collects it in `rejections`.
+    collects it in `notes`.
     """
 
     def __init__(
@@ -51,13 +56,15 @@ class EcrTrainer(Trainer):
     ):
         self.tuning = tuning
         self.on_error = on_error
-        self.rejections: dict[str, Rejection] = {}
-        self.damaged: dict[str, str] = {}
-        self.num_truncated = 0
-        self.alarms: list[str] = []
+        self.notes = ClipNotes()
         self.loss_function = RegressionLoss(args.loss)
         self.meter = ThroughputMeter()
-        self._pending: list[tuple[int, torch.Tensor, list[str]]] = []
+        self.stop_signals = StopSignals()
+        self.finite = FiniteWatch()
+        self.filler = Filler(train_dataset, Collator(train_dataset.processor))
+        self._batches: list[dict[str, Any]] = []
+        self._known_labels: torch.Tensor | None = None
+        self._score_gradients: list[MicroBatchGradient] = []
         super().__init__(
             model=model,
             args=args,
@@ -68,12 +75,21 @@ class EcrTrainer(Trainer):
             compute_metrics=self._compute_metrics,
             callbacks=callbacks,
         )
+        self.agreement = StepAgreement(self.accelerator)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(LogLines)
+        self.add_callback(PreemptionCallback(self.agreement, self.stop_signals))
         self.model_accepts_loss_kwargs = False
-        self.loss_is_scaled_for_ga = False  # a mean per batch: the Trainer divides it by the accumulation steps
+        self.loss_is_scaled_for_ga = True  # `compute_loss` returns each micro-batch's share of the step's loss
         self.can_return_loss = False
+
+    def train(self, resume_from_checkpoint: str | None = None, **options):
+        """Train, from a checkpoint if one is given. SIGTERM and SIGUSR1 raise `Preempted` after a checkpoint was written."""
+        if resume_from_checkpoint:
+            self.notes.load(Path(resume_from_checkpoint), self.is_world_process_zero())
+        with self.stop_signals:
+            return super().train(resume_from_checkpoint, **options)
 
     # -- optimizer ---------------------------------------------------------------------------------------------------
 
@@ -93,14 +109,31 @@ class EcrTrainer(Trainer):
 
     # -- batches -----------------------------------------------------------------------------------------------------
 
-    def _get_train_sampler(self, train_dataset=None):
-        train_dataset = train_dataset or self.train_dataset
-        if not self.args.group_by_length:
-            return super()._get_train_sampler(train_dataset)
-        lengths = estimate_lengths(train_dataset.manifest, train_dataset.processor)
-        generator = torch.Generator().manual_seed(self.args.data_seed or self.args.seed)
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedSampler(batch, lengths=lengths, generator=generator)
+    def get_train_dataloader(self) -> EpochDataLoader:
+        """This process's micro-batches. accelerate does not wrap it: the sampler shares the rows out itself (see there)."""
+        args, size = self.args, len(self.train_dataset)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        order = shuffled(size, seed)
+        if args.group_by_length:
+            lengths = shared_lengths(self.train_dataset.manifest, self.train_dataset.processor)
+            batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            order = grouped_by_length(lengths, batch, seed)
+        sampler = GlobalBatchSampler(
+            order, size, args.train_batch_size, args.process_index, args.world_size, args.dataloader_drop_last
+        )
+        workers = args.dataloader_num_workers
+        return EpochDataLoader(
+            PaddedDataset(self.train_dataset),
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            worker_init_fn=one_thread_worker,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers and workers > 0,
+            prefetch_factor=args.dataloader_prefetch_factor if workers else None,
+            timeout=args.ddp_timeout if workers else 0,
+            generator=torch.Generator().manual_seed(seed),  # of its own: dropout must not depend on how often it starts
+        )
 
     def _get_eval_sampler(self, eval_dataset):
         return SequentialSampler(eval_dataset)
@@ -108,80 +141,74 @@ class EcrTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Fetch the micro-batches of one step; the time spent waiting for them is the log line's `data_wait`."""
         start = time.perf_counter()
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.meter.add_wait(time.perf_counter() - start)
-        return batches, num_items
+        for batch in batches:
+            self.notes.take(batch, self.train_dataset, self.on_error)
+        self._begin_step([batch if "labels" in batch else self.filler.batch for batch in batches])
+        return self._batches, None
 
-    def _take(self, batch: dict[str, Any], dataset: ClipDataset) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Split a batch, and report or raise what could not be read."""
-        inputs, notes = split_batch(batch)
-        for index, rejection in notes["rejections"]:
-            if self.on_error == "fail":
-                raise ClipError(
-                    dataset.manifest[index].video,
-                    rejection.reason,
-                    f"{rejection.detail}; row {rejection.row} of {dataset.manifest.path}, Id {rejection.id!r}. "
-                    "Remove the row, or use --on_error skip",
-                )
-            self.rejections[rejection.id] = rejection
-        if not inputs:
-            raise TrainingError(
-                f"no clip of a batch could be read ({', '.join(r.id for _, r in notes['rejections'])}): "
-                "run `lmm-ecr prepare` first, which sorts unreadable clips out"
-            )
-        self.damaged.update({dataset.manifest[index].id: reason for index, reason in notes["damaged"]})
-        self.num_truncated += notes["num_truncated"]
-        return inputs, notes
+    def _begin_step(self, batches: list[dict[str, Any]]) -> None:
+        self._batches, self._score_gradients = batches, []
+        counts = sum((~batch["labels"].isnan()).sum(dim=0) for batch in batches).cpu()
+        self._known_labels = self.agreement.exchange(counts, self.stop_signals.received is not None)
 
     # -- loss --------------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Loss over the clips of all processes, with the gradient of this process's share.
+        """This process's and micro-batch's share of the loss over all clips of the step, times the number of processes.
 
-        The value is the same on every process. Its gradient is multiplied by the number of processes, because data
-        parallelism averages gradients: what is averaged adds up to the gradient of the global loss. With gradient
-        accumulation, batch-wise losses see one micro-batch of all processes at a time.
+        Pointwise losses are a mean over all known labels of the step. Batch-wise ones (plcc, rank) compare all clips of the
+        step; with gradient accumulation that takes a forward pass without gradient over all micro-batches first, then one
+        forward and backward pass each with the gradient of the loss with respect to its scores (the same gradient as of
+        one large batch, for a forward pass more).
         """
-        inputs, notes = self._take(inputs, self.train_dataset)
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        targets = unwrap_regressor(model).to_training_scale(labels)
-        scores, targets = self._fill_rejected(outputs["scores"], targets, notes["readable"])
-        loss = self.loss_function(*gather_with_gradient(self.accelerator, scores, targets))
-        loss = loss.detach() + (loss - loss.detach()) * self.accelerator.num_processes
+        if self._known_labels is None:  # called by itself: a step of this one batch
+            self._begin_step([inputs])
+        tensors, notes = split_batch(inputs)
+        labels = tensors.pop("labels")
+        two_passes = self.loss_function.batch_wise and len(self._batches) > 1
+        if two_passes and not self._score_gradients:
+            self._score_gradients = self._first_pass(model)
+        if two_passes:
+            value, gradient, random_state = self._score_gradients.pop(0)
+            set_random_state(random_state)
+            outputs = model(**tensors)
+            surrogate = (outputs["scores"] * gradient).sum() * self.accelerator.num_processes
+            loss = value + (surrogate - surrogate.detach())
+        else:
+            outputs = model(**tensors)
+            scores, targets = outputs["scores"], unwrap_regressor(model).to_training_scale(labels)
+            loss = self._single_pass_loss(scores, targets)
         ids = [self.train_dataset.manifest[i].id for i in notes["row_index"].tolist()]
-        self._pending.append((self.state.global_step + 1, torch.isfinite(loss.detach()), ids))
+        self.finite.add(self.state.global_step + 1, loss, ids)
         self.meter.add_clips(len(ids) * self.accelerator.num_processes)
         return (loss, outputs) if return_outputs else loss
 
-    @staticmethod
-    def _fill_rejected(scores, targets, readable):
-        """Rows of unreadable clips get score 0 and label NaN (not counted), so that all processes gather equal shapes."""
-        if bool(readable.all()):
-            return scores, targets
-        readable = readable.to(scores.device)
-        full_scores = scores.new_zeros(len(readable), scores.shape[1])
-        full_targets = targets.new_full((len(readable), targets.shape[1]), float("nan"))
-        full_scores[readable], full_targets[readable] = scores, targets
-        return full_scores, full_targets
+    def _single_pass_loss(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        processes = self.accelerator.num_processes
+        if not self.loss_function.batch_wise:
+            return pointwise_share(self.loss_function, scores, targets, self._known_labels) * processes
+        padded = pad_rows(scores, targets, self.args.train_batch_size)
+        loss = self.loss_function(*gather_with_gradient(self.accelerator, *padded))
+        return loss.detach() + (loss - loss.detach()) * processes
 
-    def _check_finite(self) -> None:
-        """Raise TrainingError if a loss since the last check was NaN or infinite. Synchronises, so it runs at log lines
-        and before anything is saved or evaluated."""
-        pending, self._pending = self._pending, []
-        if not pending:
-            return
-        for (step, _, ids), finite in zip(pending, torch.stack([f for _, f, _ in pending]).tolist(), strict=True):
-            if not finite:
-                raise TrainingError(
-                    f"the loss became NaN or infinite at step {step} (clips {', '.join(ids)}). Nothing was saved after "
-                    "it. Usual causes: a learning rate that is too high, fp16 (use bf16), or a broken checkpoint. "
-                    "Lower the rates or raise --warmup_steps, and resume with --resume_from_checkpoint."
-                )
+    def _first_pass(self, model) -> list[MicroBatchGradient]:
+        """For each micro-batch of the step: its part of the loss's value, the gradient of the loss with respect to its
+        scores, and the random state with which the second pass sees the same dropout."""
+        parts, states = [], []
+        for batch in self._batches:
+            tensors, _ = split_batch(self._prepare_inputs(batch))
+            targets = unwrap_regressor(model).to_training_scale(tensors.pop("labels"))
+            states.append(get_random_state())
+            with torch.no_grad(), self.compute_loss_context_manager():
+                parts.append((model(**tensors)["scores"], targets))
+        loss, gradients = score_gradients(self.accelerator, self.loss_function, parts, self.args.train_batch_size)
+        return [(loss / len(parts), g, state) for g, state in zip(gradients, states, strict=True)]
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         if self.control.should_log or self.control.should_save or self.control.should_evaluate:
-            self._check_finite()
+            self.finite.check(self.accelerator)
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -193,27 +220,32 @@ class EcrTrainer(Trainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Returns (None, predictions float32 [samples, targets], int64 [samples, 2] of row index and readable 0/1)."""
-        inputs, notes = self._take(self._prepare_inputs(inputs), self.callback_handler.eval_dataloader.dataset)
-        inputs.pop("labels", None)
+        dataset = self.callback_handler.eval_dataloader.dataset
+        self.notes.take(inputs, dataset, self.on_error)
+        tensors, notes = split_batch(self._prepare_inputs(inputs))
+        num_targets, device = len(dataset.manifest.targets), self.accelerator.device
+        readable = notes["readable"].to(device)
+        predictions = torch.full((len(readable), num_targets), float("nan"), device=device)
+        if not tensors:
+            tensors, _ = split_batch(self._prepare_inputs(self.filler.batch))
+        tensors.pop("labels", None)
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**inputs)
-        scored = outputs["predictions"].float()
-        readable = notes["readable"].to(scored.device)
-        predictions = scored.new_full((len(readable), scored.shape[1]), float("nan"))
-        predictions[readable] = scored
-        return None, predictions, torch.stack([notes["row_index"].to(scored.device), readable.long()], dim=1)
+            scored = model(**tensors)["predictions"].float()
+        if bool(readable.any()):
+            predictions[readable] = scored
+        return None, predictions, torch.stack([notes["row_index"].to(device), readable.long()], dim=1)
 
     def score(self, dataset: ClipDataset) -> tuple[np.ndarray, np.ndarray]:
         """Predictions float64 [rows, targets] in row order (NaN where unreadable) and readable bool [rows]."""
         output = self.predict(dataset, metric_key_prefix="eval")
-        return _in_row_order(output.predictions, output.label_ids, len(dataset))
+        return in_row_order(output.predictions, output.label_ids, len(dataset))
 
     def _compute_metrics(self, output: EvalPrediction) -> dict[str, float]:
         manifest = self.callback_handler.eval_dataloader.dataset.manifest
-        predictions, readable = _in_row_order(output.predictions, output.label_ids, len(manifest))
+        predictions, readable = in_row_order(output.predictions, output.label_ids, len(manifest))
         metrics, alarms = regression_metrics(predictions[readable], manifest.labels[readable], manifest.targets)
         for alarm in alarms:
-            self.alarms.append(f"step {self.state.global_step}: {alarm}")
+            self.notes.alarms.append(f"step {self.state.global_step}: {alarm}")
             if self.is_world_process_zero():
                 print(f"\nALARM at step {self.state.global_step}: {alarm}\n", flush=True)
         return metrics
@@ -221,15 +253,27 @@ class EcrTrainer(Trainer):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model, trial):
-        """Write a checkpoint; the mark comes last, so that a killed run never resumes from half of one."""
+        """Write a checkpoint; the mark comes last, so that a killed run never resumes from half of one, and only then are
+        older ones deleted."""
         directory = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save and directory.exists() and not is_complete(directory):
-            shutil.rmtree(directory)
-        self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
         if self.args.should_save and directory.exists():
+            delete_checkpoint(directory)
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = (
+            self.args.save_total_limit,
+            None,
+        )  # else old ones go before this one is whole
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.notes.collect()
+        if self.args.should_save:
+            self.notes.save(directory)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
             (directory / COMPLETE_MARK).touch()
+            delete_old_checkpoints(directory.parent, limit, self.state.best_model_checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -239,32 +283,3 @@ class EcrTrainer(Trainer):
             unwrap_regressor(self.model).config.save_pretrained(directory)
             (directory / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json has the arguments as text
             (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-
-
-def is_complete(checkpoint: Path) -> bool:
-    return (checkpoint / COMPLETE_MARK).is_file()
-
-
-def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint below `output_dir` that was written to its end, or None."""
-    found = [
-        path
-        for path in Path(output_dir).glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdigit() and is_complete(path)
-    ]
-    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
-
-
-def _in_row_order(predictions: np.ndarray, rows: np.ndarray, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gathered predictions [gathered, targets] and (row index, readable) [gathered, 2] as (predictions, readable) by row.
-
-    A row that several processes scored (padding of the last batch) counts once.
-    """
-    values = np.full((num_rows, predictions.shape[1]), np.nan)
-    values[rows[:, 0]] = predictions
-    readable = np.zeros(num_rows, dtype=bool)
-    readable[rows[:, 0]] = rows[:, 1].astype(bool)
-    missing = np.setdiff1d(np.arange(num_rows), rows[:, 0])
-    if len(missing):
-        raise AssertionError(f"{len(missing)} of {num_rows} rows were not evaluated")
-    return values, readable

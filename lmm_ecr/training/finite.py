@@ -1,0 +1,40 @@
+"""The stop when a loss is not finite."""
+
+import torch
+
+from ..errors import TrainingError
+
+
+class FiniteWatch:
+    """Remembers, without waiting for the device, whether each loss was finite, until somebody checks."""
+
+    def __init__(self):
+        self._pending: list[tuple[int, torch.Tensor, list[str]]] = []
+
+    def add(self, step: int, loss: torch.Tensor, ids: list[str]) -> None:
+        self._pending.append((step, torch.isfinite(loss.detach()), ids))
+
+    def check(self, accelerator) -> None:
+        """Raise TrainingError on every process if any process had a loss that was NaN or infinite since the last check.
+
+        Every process must call it. It waits for the device, so it runs at log lines and before anything is saved.
+        """
+        from accelerate.utils import gather_object
+
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        broken = ~torch.stack([finite for _, finite, _ in pending])
+        anywhere = broken
+        if accelerator.num_processes > 1:
+            anywhere = accelerator.reduce(broken.float(), reduction="sum").bool()
+        if not bool(anywhere.any()):
+            return
+        first = int(anywhere.int().argmax())
+        step, _, ids = pending[first]
+        clips = gather_object(ids if bool(broken[first]) else [])
+        raise TrainingError(
+            f"the loss became NaN or infinite at step {step} (clips {', '.join(clips)}). Nothing was saved after "
+            "it. Usual causes: a learning rate that is too high, fp16 (use bf16), or a broken checkpoint. "
+            "Lower the rates or raise --warmup_steps, and resume with --resume_from_checkpoint."
+        )

@@ -1,0 +1,106 @@
+"""Stopping in time: SIGTERM and SIGUSR1 ask a run to save and stop, and all processes agree on the step at which they do.
+
+SLURM sends SIGUSR1 ahead of the time limit (`sbatch --signal`) and SIGTERM when a job is cancelled or preempted; the signals
+reach the processes of a job at different steps.
+"""
+
+import math
+import signal
+import threading
+
+import torch
+from transformers import TrainerCallback
+
+from ..errors import Preempted
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopSignals:
+    """While the block runs, a stop signal sets `received` instead of ending the process; then the old handlers return.
+
+    Outside the main thread no handler can be set and signals keep their meaning.
+    """
+
+    def __init__(self):
+        self.received: str | None = None
+        self._old: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                self._old[number] = signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number: int, _frame) -> None:
+        self.received = signal.Signals(number).name
+
+    def __exit__(self, *_exc) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old.clear()
+
+
+class StepAgreement:
+    """One small sum over all processes at every step: label counts, and whether any process was asked to stop.
+
+    The answer about stopping is copied to the host while the step computes, so that a GPU never waits for it.
+    """
+
+    def __init__(self, accelerator):
+        self.accelerator = accelerator
+        self._answer: torch.Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
+
+    def exchange(self, counts: torch.Tensor, stop_requested: bool) -> torch.Tensor:
+        """counts: [n] of this process, below 2^24. Returns their sums over all processes, float32 [n] on the device."""
+        device = self.accelerator.device
+        message = torch.cat([counts.float(), torch.tensor([float(stop_requested)])]).to(device)
+        if self.accelerator.num_processes > 1:
+            message = self.accelerator.reduce(message, reduction="sum")
+        if device.type == "cuda":
+            self._answer = torch.empty(1, pin_memory=True)
+            self._answer.copy_(message[-1:], non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        else:
+            self._answer = message[-1:]
+        return message[:-1]
+
+    @property
+    def stop(self) -> bool:
+        """Whether any process was asked to stop before the last exchange; the same on every process."""
+        if self._answer is None:
+            return False
+        if self._copied is not None:
+            self._copied.synchronize()
+        return bool(self._answer.item() > 0)
+
+
+class PreemptionCallback(TrainerCallback):
+    """Saves a checkpoint at the end of the step at which all processes know of the stop, and raises `Preempted`.
+
+    At the last step of an epoch it waits for what happens at the end of the epoch (evaluation), because a run that goes on
+    from the checkpoint starts with the next epoch.
+    """
+
+    def __init__(self, agreement: StepAgreement, signals: StopSignals):
+        self.agreement = agreement
+        self.signals = signals
+
+    def on_step_end(self, args, state, control, train_dataloader=None, **kwargs):
+        steps_per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
+        if self.agreement.stop and state.global_step % steps_per_epoch:
+            control.should_save = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.agreement.stop:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.agreement.stop:
+            raise Preempted(
+                f"stopped by {self.signals.received or 'a signal to another process'} after step {state.global_step}; "
+                f"{args.output_dir}/checkpoint-{state.global_step} is complete. "
+                "The same command with --resume_from_checkpoint goes on from there."
+            )
