@@ -1,16 +1,18 @@
 """The recipes' arguments: dataclasses, filled from an embedded default, a YAML file and the command line, in this order.
 
-Every field is a flag of the same name and a key of the YAML file. Unknown keys are errors that name the closest known one.
+Every field is a flag of the same name and a key of the YAML file, where an empty value means None if the field may be None.
+Unknown keys are errors that name the closest known one.
 """
 
 import argparse
 import difflib
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -26,7 +28,7 @@ Mode = Literal["train", "freeze", "lora"]
 
 def _option(default: Any, text: str, **metadata) -> Any:
     make = {"default_factory": default} if callable(default) else {"default": default}
-    return field(**make, metadata={"help": text, **metadata})
+    return field(**make, metadata={"help": text.replace("%", "%%"), **metadata})  # argparse formats help with %
 
 
 @dataclass
@@ -127,8 +129,8 @@ class TuningArguments:
             raise ConfigError(f"--lora_rank must be at least 1, got {self.lora_rank}")
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name.endswith("learning_rate") and value is not None and value < 0:
-                raise ConfigError(f"--{item.name} must not be negative, got {value}")
+            if item.name.endswith("learning_rate") and value is not None and not 0 <= value < math.inf:
+                raise ConfigError(f"--{item.name} must be finite and not negative, got {value}")
 
     def mode(self, part: str) -> str:
         return getattr(self, part)
@@ -240,7 +242,7 @@ def parse_arguments(
     if known.config:
         values = read_config(known.config)
         layers += _as_flags(values, parser, known.config)
-        explicit |= set(values)
+        explicit |= {name.replace("-", "_") for name, value in values.items() if value is not None}
     elif known.model is None and embedded:
         layers += _as_flags(embedded, parser, "the embedded default")
     explicit |= {a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")}
@@ -261,26 +263,44 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: no such file")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `name: value` lines")
-    return values
+    return {str(name): value for name, value in values.items()}
 
 
 def _flags(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     return {option[2:]: action for action in parser._actions for option in action.option_strings if option[:2] == "--"}
 
 
+def _types() -> dict[str, tuple]:
+    """Argument name -> the types it admits."""
+    hints: dict[str, Any] = {}
+    for group in (ModelArguments, DataArguments, TuningArguments, EcrTrainingArguments):
+        hints |= get_type_hints(group)
+    alternatives = {name: get_args(hint) or (hint,) for name, hint in hints.items()}
+    return {name: tuple(get_origin(kind) or kind for kind in kinds) for name, kinds in alternatives.items()}
+
+
 def _as_flags(values: dict[str, Any], parser: argparse.ArgumentParser, where: str) -> list[str]:
-    """{"name": value} as command-line words; None keeps the default."""
+    """{"name": value} as command-line words. An empty value (None) becomes the default of `parser` where the argument may be
+    None; elsewhere it keeps the default."""
     known = _flags(parser)
+    types = _types()
     words: list[str] = []
     for name, value in values.items():
         if name not in known or name in ("config", "help"):
             raise ConfigError(_unknown(f"--{name}", parser, where))
+        action = known[name]
         if value is None:
+            if type(None) in types.get(action.dest, ()):
+                parser.set_defaults(**{action.dest: None})
             continue
+        if isinstance(value, dict) and dict not in types.get(action.dest, ()):
+            raise ConfigError(f"{where}: {name!r} takes one value, not a group of them: the file has one flat level")
+        if isinstance(value, list) and action.nargs != "*":
+            raise ConfigError(f"{where}: {name!r} takes one value, not a list")
         if isinstance(value, list):
             words += [f"--{name}", *map(str, value)]
         elif isinstance(value, dict):
