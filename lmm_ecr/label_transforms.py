@@ -93,6 +93,22 @@ class ZScoreTransform(LabelTransform):
         return {"name": self.name, "mean": self.mean, "std": self.std}
 
 
+class PercentTransform(LabelTransform):
+    """100 y: the scale of the winning team's VideoLLaMA2 weights."""
+
+    name = "percent"
+
+    def forward(self, labels):
+        return labels * 100
+
+    def _inverse(self, scores):
+        return scores / 100
+
+    @property
+    def initial_bias(self) -> float:
+        return 100 * self.mean
+
+
 class LogitTransform(LabelTransform):
     """log(y / (1 - y)) with labels first limited to [eps, 1 - eps]; the way back is the logistic function."""
 
@@ -184,12 +200,12 @@ def _interpolated_rank(knots: torch.Tensor, values: torch.Tensor, right: bool) -
 
 
 TRANSFORMS: dict[str, type[LabelTransform]] = {
-    cls.name: cls for cls in (LabelTransform, ZScoreTransform, LogitTransform, RankNormalTransform)
+    cls.name: cls for cls in (LabelTransform, ZScoreTransform, PercentTransform, LogitTransform, RankNormalTransform)
 }
 
 
 def fit_label_transform(name: str, labels) -> LabelTransform:
-    """Fit the transform called `name` ("identity", "z-score", "logit", "rank-normal") on training labels [N]."""
+    """Fit the transform called `name` ("identity", "z-score", "percent", "logit", "rank-normal") on training labels [N]."""
     if name not in TRANSFORMS:
         raise ConfigError(f"label transform {name!r} is unknown; choose one of {', '.join(TRANSFORMS)}")
     return TRANSFORMS[name].fit(labels)

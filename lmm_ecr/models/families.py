@@ -6,13 +6,16 @@ points to. Modules are imported when a family is used, so that one LMM never cos
 
 import difflib
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from ..errors import ConfigError
+from .head import PretrainedHead
 
 if TYPE_CHECKING:
     from ..data.processor import ClipProcessor
@@ -32,6 +35,10 @@ class Family:
     parts: part name -> prefixes of the backbone's parameter names. Each parameter belongs to exactly one part; the parts
         can be trained, frozen or adapted with their own learning rates.
     unused: prefixes of backbone parameters that never influence the score; they are never trained.
+    default_modes: part -> "train", "freeze" or "lora" where nothing else is asked; a part that is not named is trained.
+    learning_rate: the default of --learning_rate. learning_rates: part -> default rate of its own.
+    foreign_model_types: `model_type` values of checkpoints in another code base's layout. They load directly, and
+        `lmm-ecr convert` rewrites them in ours. The module then defines `read_head(path) -> PretrainedHead | None`.
     """
 
     name: str
@@ -40,9 +47,17 @@ class Family:
     processor: str
     parts: dict[str, tuple[str, ...]]
     unused: tuple[str, ...] = ()
+    default_modes: dict[str, str] = field(default_factory=dict)
+    learning_rate: float = 1e-5
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    foreign_model_types: tuple[str, ...] = ()
 
     def _module(self):
         return importlib.import_module(self.module, package=__package__)
+
+    def register(self) -> None:
+        """Make the family's classes known to transformers' Auto classes, for LMMs that transformers does not have."""
+        self._module()
 
     @property
     def processor_class(self) -> "type[ClipProcessor]":
@@ -52,7 +67,14 @@ class Family:
         """Load the pretrained backbone; ConfigError if any of its weights is missing from the checkpoint."""
         return self._module().load_backbone(path, **options)
 
+    def read_head(self, path: str | Path) -> PretrainedHead | None:
+        """The regression head of a checkpoint directory in another code base's layout; None if it has none."""
+        if read_model_type(path) not in self.foreign_model_types:
+            return None
+        return self._module().read_head(path)
+
     def backbone_inputs(self, config, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch (input_ids, attention_mask and the family's tensors) as the backbone's `forward` takes it."""
         return self._module().backbone_inputs(config, inputs)
 
     def part_of(self, parameter_name: str) -> str:
@@ -80,8 +102,46 @@ FAMILIES: tuple[Family, ...] = (
             "projector": ("visual.merger",),
             "language_model": ("language_model",),
         },
+        # The winning team's: 2e-6 for the vision encoder, 1e-5 for the rest; the new head learns faster.
+        learning_rate=1e-5,
+        learning_rates={"vision": 2e-6, HEAD_PART: 1e-4},
+    ),
+    Family(
+        name="videollama2",
+        model_types=("videollama2_av", "videollama2_qwen2"),
+        module=".videollama2",
+        processor="VideoLlama2Processor",
+        parts={
+            "vision": ("vision_encoder",),
+            "projector": ("connector",),
+            "language_model": ("language_model",),
+            "audio": ("audio_encoder",),
+            "audio_projector": ("audio_projector",),
+        },
+        default_modes={"vision": "freeze"},  # as the winning team: everything else is trained, at one rate
+        learning_rate=5e-5,
+        foreign_model_types=("videollama2_qwen2",),
     ),
 )
+
+
+def read_model_type(name_or_path: str | Path, revision: str | None = None) -> str:
+    """`model_type` in the config.json of a directory or a hub repository. Raises ConfigError if there is none."""
+    options = {} if revision is None else {"revision": revision}
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(name_or_path, **options)
+    except OSError as error:
+        raise ConfigError(
+            f"{name_or_path}: no model directory or hub repository with a config.json ({error})"
+        ) from error
+    if "model_type" not in values:
+        raise ConfigError(f"{name_or_path}: config.json names no model_type, so it cannot be told which model this is")
+    return values["model_type"]
+
+
+def family_of(name_or_path: str | Path, revision: str | None = None) -> Family:
+    """The family of a pretrained backbone: a directory or a hub name. Raises ConfigError if it is of none."""
+    return get_family(read_model_type(name_or_path, revision))
 
 
 def get_family(model_type: str) -> Family:

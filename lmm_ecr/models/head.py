@@ -1,5 +1,8 @@
 """From hidden states to scores: pooling over tokens and the regression head. Both compute in float32."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -56,6 +59,18 @@ class RegressionHead(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             hidden = _linear_float32(self.fc1, self.dropout(features.float())).relu()
             return _linear_float32(self.fc2, self.dropout(hidden))
+
+
+@dataclass(frozen=True)
+class PretrainedHead:
+    """The regression head of a checkpoint that another code base wrote.
+
+    state: parameters of `RegressionHead` by name, float32 on the CPU. options: what `LmmRegressor.from_backbone` must be
+    told so that the head fits and means the same (pooling, sizes, label transform).
+    """
+
+    state: dict[str, torch.Tensor]
+    options: dict[str, Any]
 
 
 def _linear_float32(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:

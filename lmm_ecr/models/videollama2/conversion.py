@@ -194,6 +194,22 @@ def load_reference_checkpoint(
     return model.eval(), head or None
 
 
+def read_reference_head(directory: str | Path) -> dict[str, torch.Tensor] | None:
+    """The regression head in a directory in the reference's layout, as `load_reference_checkpoint` returns it, without
+    loading the model."""
+    files = ReferenceFiles(Path(directory))
+    names = [name for name in files.shapes if name.startswith(HEAD_PREFIX)]
+    head = {
+        name.removeprefix(HEAD_PREFIX): tensor.to("cpu", torch.float32, copy=True)
+        for name, tensor in files.tensors(names)
+    }
+    if head and set(head) != set(HEAD_TENSORS):
+        raise ConfigError(
+            f"{directory}: the regression head has the tensors {', '.join(sorted(head))}; it needs {', '.join(HEAD_TENSORS)}"
+        )
+    return head or None
+
+
 class ReferenceFiles:
     """The weight files of a reference directory: names, shapes and dtypes at once, values one tensor at a time.
 
