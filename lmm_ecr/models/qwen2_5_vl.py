@@ -29,7 +29,7 @@ def load_backbone(path: str, **options):
 
 
 def backbone_inputs(config, inputs: dict) -> dict:
-    """Normalise uint8 patches where the model runs; `second_per_grid_ts` must come with a video (see `encode`)."""
+    """Where the model runs: normalise uint8 patches, and turn grid and clock into position ids (see `mrope_positions`)."""
     patches = inputs.get("pixel_values_videos")
     if patches is None:
         return inputs
@@ -40,7 +40,50 @@ def backbone_inputs(config, inputs: dict) -> dict:
         patches = normalise_pixels(
             patches, config.image_mean, config.image_std, patches.shape[-1] // len(config.image_mean), dtype
         )
-    return {**inputs, "pixel_values_videos": patches}
+    vision = config.backbone_config.vision_config
+    positions = mrope_positions(
+        inputs["attention_mask"],
+        inputs["mm_token_type_ids"],
+        inputs["video_grid_thw"],
+        inputs["second_per_grid_ts"],
+        tokens_per_second=vision.tokens_per_second,
+        merge_size=vision.spatial_merge_size,
+    )
+    # The library would work the positions out itself if it got the clock, differently from version to version.
+    clock = ("second_per_grid_ts", "mm_token_type_ids")
+    kept = {name: value for name, value in inputs.items() if name not in clock}
+    return {**kept, "pixel_values_videos": patches, "position_ids": positions}
+
+
+def mrope_positions(
+    attention_mask: torch.Tensor,
+    token_types: torch.Tensor,
+    grid: torch.Tensor,
+    seconds_per_step: torch.Tensor,
+    *,
+    tokens_per_second: float,
+    merge_size: int = 2,
+) -> torch.Tensor:
+    """Positions of M-RoPE for text, one video, text: int64 [3 (time, height, width), batch, tokens], 0 at padding.
+
+    attention_mask, token_types (2 = video) [batch, tokens]; grid int64 [batch, 3] in patches; seconds_per_step float32
+    [batch] between temporal grid steps. A text token has its index on all three axes. A video token has, counted from the
+    first video position, floor(step * tokens_per_second * seconds_per_step) in time and its row and column in space. Text
+    after the video goes on max(rows, columns) after that first position (Qwen2.5-VL technical report, section 2.1.3;
+    transformers 5.23). Computed here because transformers 5.17 rounds the seconds down to whole numbers, and without
+    waiting for the device.
+    """
+    is_real, is_video = attention_mask.bool(), token_types == VIDEO_TOKEN_TYPE
+    index = is_real.long().cumsum(dim=1) - 1
+    first = torch.where(is_video, index, index.shape[1]).amin(dim=1, keepdim=True)
+    rows, columns = (grid[:, axis, None] // merge_size for axis in (1, 2))
+    num_video = is_video.sum(dim=1, keepdim=True)
+    text = torch.where(index < first, index, index - num_video + torch.maximum(rows, columns))
+    inside = (index - first).clamp(min=0)
+    step = inside // (rows * columns)
+    time = (step * (tokens_per_second * seconds_per_step[:, None])).long()
+    video = first + torch.stack([time, inside % (rows * columns) // columns, inside % columns])
+    return torch.where(is_video, video, text).masked_fill(~is_real, 0)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import ModelOutput
 
 from ..errors import ConfigError
-from ..files import read_json
 from ..label_transforms import LabelTransform, label_transform_from_dict
 from ..losses import RegressionLoss
-from .families import Family, check_loading, get_family
+from .families import Family, check_loading, family_of, get_family, read_model_type
 from .head import Pooling, RegressionHead
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -50,6 +49,7 @@ class LmmRegressorConfig(PreTrainedConfig):
         **kwargs,
     ):
         if isinstance(backbone_config, dict):
+            get_family(backbone_config["model_type"]).register()
             backbone_config = AutoConfig.for_model(**backbone_config)
         # First: it sets the attention implementation of every sub-configuration that is there already to None, and a
         # backbone that exists would silently lose its attention masks.
@@ -157,10 +157,9 @@ class LmmRegressor(PreTrainedModel):
         input_ids, attention_mask: int64 [batch, tokens], padding on either side. labels: float32 [batch, targets] in label
         units, NaN where not known. inputs: the family's other tensors (frames, sound, positions).
         """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         inputs = self.family.backbone_inputs(self.config, inputs)
-        states = self.backbone(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True, **inputs
-        ).last_hidden_state
+        states = self.backbone(use_cache=False, return_dict=True, **inputs).last_hidden_state
         pooled = self.pooling(states, attention_mask)
         scores = self.regression_head(pooled)
         loss = None
@@ -201,8 +200,7 @@ class LmmRegressor(PreTrainedModel):
         load_options: passed to `from_pretrained` of the backbone (dtype, attn_implementation, ...). Raises ConfigError if
         the model is of no supported family or any of its weights is missing.
         """
-        backbone_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        family = get_family(backbone_config.model_type)
+        family = family_of(name_or_path, revision)
         backbone = family.load_backbone(str(name_or_path), revision=revision, **load_options)
         config = cls.config_class(
             backbone_config=backbone.config,
@@ -224,8 +222,9 @@ class LmmRegressor(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Load a checkpoint written by a recipe or `save_pretrained`; an adapter checkpoint gets its backbone first.
 
-        A directory with an adapter returns a `peft.PeftModel` around the `LmmRegressor`. Raises ConfigError if weights are
-        missing or left over.
+        A directory with an adapter returns a `peft.PeftModel` around the `LmmRegressor`. A directory in another code
+        base's layout loads if the family can read its regression head. Raises ConfigError if weights are missing or left
+        over.
         """
         path = Path(pretrained_model_name_or_path)
         if path.is_dir():
@@ -233,16 +232,25 @@ class LmmRegressor(PreTrainedModel):
                 return cls._from_adapter(path, **kwargs)
             if not (path / "config.json").is_file():
                 raise ConfigError(f"{path} is no model directory: config.json is missing")
-            model_type = read_json(path / "config.json").get("model_type")
+            model_type = read_model_type(path)
             if model_type != cls.config_class.model_type:
-                raise ConfigError(
-                    f"{path} holds a {model_type!r} model without a regression head; "
-                    "train one first (recipes/), or use LmmRegressor.from_backbone for a new head"
-                )
+                return cls._from_other_layout(path, model_type, **kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         check_loading(info, str(pretrained_model_name_or_path))
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _from_other_layout(cls, path: Path, model_type: str, **load_options) -> "LmmRegressor":
+        head = get_family(model_type).read_head(path)
+        if head is None:
+            raise ConfigError(
+                f"{path} holds a {model_type!r} model without a regression head; "
+                "train one first (recipes/), or use LmmRegressor.from_backbone for a new head"
+            )
+        model = cls.from_backbone(str(path), **head.options, **load_options)
+        model.regression_head.load_state_dict(head.state)
+        return model.eval()
 
     @classmethod
     def _from_adapter(cls, path: Path, is_trainable: bool = False, **load_options):

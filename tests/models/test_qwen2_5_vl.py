@@ -13,7 +13,7 @@ from transformers.video_utils import VideoMetadata
 from lmm_ecr.data.decode import Clip
 from lmm_ecr.data.sampling import FrameSampling
 from lmm_ecr.errors import ConfigError
-from lmm_ecr.models.qwen2_5_vl import Qwen25VLProcessor, Qwen25VLSpec, backbone_inputs
+from lmm_ecr.models.qwen2_5_vl import Qwen25VLProcessor, Qwen25VLSpec, backbone_inputs, mrope_positions
 from lmm_ecr.models.regression import LmmRegressor
 
 # The hub's key names, and what the library calls the same tensors.
@@ -74,28 +74,59 @@ def test_other_models_are_refused(tmp_path):
         LmmRegressor.from_backbone(str(tmp_path))
 
 
-@pytest.mark.parametrize(("interval", "expected"), [(1.0, [0, 4, 8, 12]), (0.25, [0, 1, 2, 3])])
+def positions(config, batch):
+    return backbone_inputs(config, dict(batch))["position_ids"]
+
+
+@pytest.mark.parametrize(("interval", "expected"), [(1.0, [0, 4, 8, 12]), (0.25, [0, 1, 2, 3]), (0.5, [0, 2, 4, 6])])
 def test_time_axis_of_positions_follows_the_clock(tiny_qwen, tiny_processor, interval, expected):
-    """1 and 4 frames per second: temporal ids of the video tokens, with 2 positions per second."""
-    backbone = LmmRegressor.from_backbone(str(tiny_qwen), head_hidden_size=8).backbone
+    """1, 4 and 2 frames per second: temporal ids of the video tokens, with 2 positions per second."""
+    config = LmmRegressor.from_backbone(str(tiny_qwen), head_hidden_size=8).config
     batch = tiny_processor.collate([tiny_processor.encode(clip(interval=interval), "a title", None)])
     assert batch["second_per_grid_ts"].item() == pytest.approx(2 * interval)
-    positions, _ = backbone.get_rope_index(
+    video = batch["mm_token_type_ids"][0] == 2
+    times = positions(config, batch)[0, 0, video]
+    assert sorted(set((times - times[0]).tolist())) == expected
+
+
+def test_positions_worked_out_by_hand():
+    """Two text tokens, a video of 2 steps x 1 row x 2 columns at 3 positions per step, one text token; padding left."""
+    mask = torch.tensor([[0, 1, 1, 1, 1, 1, 1, 1]])
+    types = torch.tensor([[0, 0, 0, 2, 2, 2, 2, 0]])
+    found = mrope_positions(
+        mask, types, torch.tensor([[2, 2, 4]]), torch.tensor([1.5]), tokens_per_second=2, merge_size=2
+    )
+    assert found[:, 0].tolist() == [
+        [0, 0, 1, 2, 2, 5, 5, 4],
+        [0, 0, 1, 2, 2, 2, 2, 4],
+        [0, 0, 1, 2, 3, 2, 3, 4],
+    ]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_positions_equal_the_library(tiny_qwen, tiny_processor, side):
+    """Clips of different size and length at whole seconds, where all supported versions of the library agree."""
+    model = LmmRegressor.from_backbone(str(tiny_qwen), head_hidden_size=8)
+    clips = [clip(8, 1.0), clip(2, 2.0, 56, 84), clip(5, 1.0, 28, 28), clip(1)]
+    samples = [tiny_processor.encode(c, "word " * 3 * i, None) for i, c in enumerate(clips)]
+    tiny_processor.padding_side = side
+    batch = tiny_processor.collate(samples)
+    tiny_processor.padding_side = "right"
+    theirs, _ = model.backbone.get_rope_index(
         batch["input_ids"],
         batch["mm_token_type_ids"],
         video_grid_thw=batch["video_grid_thw"],
         second_per_grid_ts=batch["second_per_grid_ts"],
         attention_mask=batch["attention_mask"],
     )
-    video = batch["mm_token_type_ids"][0] == 2
-    times = positions[0, 0, video]
-    assert sorted(set((times - times[0]).tolist())) == expected
+    assert torch.equal(positions(model.config, batch), theirs)
 
 
 def test_frames_per_second_change_the_score(tiny_qwen, tiny_processor):
     model = LmmRegressor.from_backbone(str(tiny_qwen), head_hidden_size=8).eval()
     pooled = [
-        model(**tiny_processor.collate([tiny_processor.encode(clip(interval=d), "a", None)])).pooled for d in (1, 1, 0.25)
+        model(**tiny_processor.collate([tiny_processor.encode(clip(interval=d), "a", None)])).pooled
+        for d in (1, 1, 0.25)
     ]
     assert torch.equal(pooled[0], pooled[1])
     assert (pooled[0] - pooled[2]).abs().max() > 1e-4
@@ -143,9 +174,7 @@ def test_equal_to_the_library_processor(tiny_qwen, tiny_processor, num_frames):
     if num_frames > 1:
         assert ours["second_per_grid_ts"].item() == pytest.approx(theirs["second_per_grid_ts"][0])
     config = LmmRegressor.from_backbone(str(tiny_qwen), head_hidden_size=8).config
-    normalised = backbone_inputs(
-        config, {"pixel_values_videos": ours["pixel_values_videos"], "second_per_grid_ts": ours["second_per_grid_ts"]}
-    )["pixel_values_videos"]
+    normalised = backbone_inputs(config, tiny_processor.collate([ours]))["pixel_values_videos"]
     torch.testing.assert_close(normalised, theirs["pixel_values_videos"], rtol=0, atol=2e-6)
 
 
