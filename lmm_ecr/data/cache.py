@@ -118,7 +118,8 @@ def read_prepared_info(directory: str | Path) -> dict[str, Any]:
 class PreparedReader:
     """Reads clips of a prepared directory. Picklable; shards are memory-mapped in each process on first use.
 
-    Raises ConfigError if the clips were prepared with other settings than `clip_spec` asks for.
+    Raises ConfigError if the clips were prepared with other settings than `clip_spec` asks for; a call raises DataError
+    for a row that was not prepared and for a shard that is missing or damaged.
     """
 
     def __init__(self, directory: str | Path, clip_spec: dict[str, Any]):
@@ -136,12 +137,24 @@ class PreparedReader:
         self._shards: dict[int, Any] = {}
 
     def __call__(self, row: ManifestRow) -> Clip:
+        if row.id not in self._place:
+            raise DataError(f"{self.directory} holds no clip {row.id!r}: it was prepared from another table")
         shard, position = self._place[row.id]
         if shard not in self._shards:
-            from datasets import Dataset
-
-            self._shards[shard] = Dataset.from_file(str(shard_path(self.directory, shard)))
+            self._shards[shard] = self._open_shard(shard_path(self.directory, shard))
         return unpack_clip(self._shards[shard][position])
+
+    @staticmethod
+    def _open_shard(path: Path):
+        import pyarrow as pa
+        from datasets import Dataset
+
+        try:
+            return Dataset.from_file(str(path))
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(
+                f"{path} cannot be read ({error}); delete it and {path.parent.parent / INFO_FILE}, and prepare again"
+            ) from error
 
     def __getstate__(self):
         return {**self.__dict__, "_shards": {}}
@@ -166,7 +179,8 @@ def check_clip_spec(directory: Path, prepared: dict[str, Any], wanted: dict[str,
 
 
 def read_prepared_manifest(directory: str | Path, targets=()) -> Manifest:
-    """The usable rows of a prepared directory. Raises DataError if a target column was not in the prepared table."""
+    """The usable rows of a prepared directory. Raises DataError if a target column was not in the prepared table, or if
+    no clip could be prepared."""
     import pyarrow.parquet
 
     path = Path(directory) / MANIFEST_FILE
@@ -175,6 +189,8 @@ def read_prepared_manifest(directory: str | Path, targets=()) -> Manifest:
     for name in targets:
         if name not in columns:
             raise DataError(f"{path}: column {name!r} is missing; prepare the table again with --target {name}")
+    if not columns["Id"]:
+        raise DataError(f"{directory} holds no clips: none could be read, see {Path(directory) / 'rejected.csv'}")
     rows = [
         ManifestRow(
             row=columns["row"][i],
