@@ -74,12 +74,17 @@ def prepare(
     """
     if image_format not in IMAGE_FORMATS:
         raise ConfigError(f"image format {image_format!r} is unknown; choose from {', '.join(IMAGE_FORMATS)}")
+    if clips_per_shard < 1 or num_workers < 0:
+        raise ConfigError(
+            f"clips_per_shard ({clips_per_shard}) must be at least 1, num_workers ({num_workers}) at least 0"
+        )
     output = Path(output)
     plan = {
         "format": FORMAT_VERSION,
         "clip_spec": processor.clip_spec(),
         "image_format": image_format,
         "table": manifest.fingerprint(),
+        "targets": list(manifest.targets),
         "clips_per_shard": clips_per_shard,
         "num_rows": len(manifest),
     }
@@ -89,8 +94,8 @@ def prepare(
         if progress:
             progress(len(manifest), len(manifest))
         return [Rejection(**r) for r in info["rejections"]]
-    (output / SHARD_DIR).mkdir(parents=True, exist_ok=True)
     write_json(output / PLAN_FILE, plan)
+    (output / SHARD_DIR).mkdir(exist_ok=True)
     rejections = list(manifest.rejections)
     places: list[tuple[ManifestRow, int, int]] = []
     damaged: dict[str, str] = {}
@@ -106,6 +111,8 @@ def prepare(
     _write_manifest(output / MANIFEST_FILE, manifest, places)
     write_rejections(output / "rejected.csv", rejections)
     info = {**plan, "num_clips": len(places), "damaged": damaged, "rejections": [vars(r) for r in rejections]}
+    for leftover in (*output.glob(".*.tmp"), *(output / SHARD_DIR).glob(".*.tmp")):  # of runs killed while they wrote
+        leftover.unlink()
     write_json(output / INFO_FILE, info)
     return rejections
 
@@ -113,7 +120,8 @@ def prepare(
 def _check_plan(output: Path, plan: dict) -> None:
     found = output / PLAN_FILE
     if not found.is_file():
-        if output.is_dir() and any(output.iterdir()):
+        half_written = f".{PLAN_FILE}."  # all that a run killed at its very start leaves behind
+        if output.is_dir() and not all(path.name.startswith(half_written) for path in output.iterdir()):
             raise ConfigError(f"--output {output} is not empty and was not made by prepare; choose another directory")
         return
     old = read_json(found)
