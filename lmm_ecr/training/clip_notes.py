@@ -35,20 +35,21 @@ class ClipNotes:
         self.num_truncated += batch["num_truncated"]
 
     def collect(self) -> None:
-        """Bring the notes of all processes to the first one and empty the others. Every process must call it."""
+        """Bring the notes of all processes to the first one and empty the others. Every process must call it.
+
+        Alarms stay: every process computes the same metrics.
+        """
         from accelerate import PartialState
         from accelerate.utils import gather_object
 
-        parts = gather_object([self])
-        main = PartialState().is_main_process
-        alarms = self.alarms  # every process computes the same metrics
-        self.__init__()
-        self.alarms = alarms
-        if main:
-            for part in parts:
-                self.rejections |= part.rejections
-                self.damaged |= part.damaged
-                self.num_truncated += part.num_truncated
+        own = (dict(self.rejections), dict(self.damaged), self.num_truncated)
+        parts = gather_object([own])
+        self.rejections, self.damaged, self.num_truncated = {}, {}, 0
+        if PartialState().is_main_process:
+            for rejections, damaged, num_truncated in parts:
+                self.rejections |= rejections
+                self.damaged |= damaged
+                self.num_truncated += num_truncated
 
     def save(self, checkpoint: Path) -> None:
         state: dict[str, Any] = {
