@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from .ensemble_evidence import gain_over_best, leave_one_out, member_correlations, score_columns
+from .ensemble_fit import cross_validate, fit
 from .ensemble_folds import FOLDS, fold_of, hash_order, id_hashes
 from .ensemble_members import Members, read_members
-from .ensemble_methods import FITTED, METHODS, Combination, combine, cross_validate, fit, spread, without_member
-from .ensemble_recipe import load_recipe, reorder, save_recipe
+from .ensemble_methods import FITTED, METHODS, Combination, combine, spread, without_member
+from .ensemble_recipe import load_recipe, reorder, save_recipe, scale_json
 from .errors import ConfigError, DataError
 from .files import write_json
 from .outputs import check_output
@@ -268,7 +269,7 @@ def _summary(members: Members, combination: Combination, options: EnsembleOption
     ]
     return {
         "method": combination.method,
-        "intercept": combination.intercept if combination.method == "stack" else None,
+        "scale": scale_json(combination.scale),
         "target": target,
         "n": len(members.ids),
         "missing": {"rule": options.missing, "dropped_rows": members.dropped, "filled_values": _filled(members)},

@@ -1,12 +1,14 @@
 """The recipe of an ensemble: everything needed to combine new files of the same members in the same way, as JSON.
 
     {"format": "lmm_ecr ensemble", "format_version": 1, "method": "weighted", "target": "ECR",
-     "members": ["llama", "qwen"], "weights": [0.4, 0.6], "intercept": 0.0,
+     "members": ["llama", "qwen"], "weights": [0.4, 0.6],
+     "scale": {"centre": [0.5, 0.4], "width": [0.1, 0.2], "slope": 0.2, "intercept": 0.5},
      "parameters": {...}, "fit": {...} or null, "versions": {...}}
 
 `members` are file names without suffix, as `ensemble_members.member_names` gives them; `weights` (null for rules
-without) and `intercept` belong to them in this order. `parameters` documents constants of the rule and `fit` the
-cross-validated score; neither is read back.
+without), `centre` and `width` belong to them in this order. With a `scale` (fitted weights) the score is
+intercept + slope * (sum of weight * (x - centre) / width), clipped to [0, 1]; where it is null it is the weighted mean.
+`parameters` documents constants of the rule and `fit` the cross-validated score; neither is read back.
 """
 
 import json
@@ -16,7 +18,7 @@ import os
 import numpy as np
 
 from . import __version__
-from .ensemble_methods import LOGIT_CLIP, METHODS, Combination
+from .ensemble_methods import LOGIT_CLIP, METHODS, Combination, Scale
 from .errors import DataError
 from .files import read_json, write_json
 
@@ -38,8 +40,8 @@ def save_recipe(
         "method": combination.method,
         "target": target,
         "members": names,
-        "weights": None if weights is None else [float(weight) for weight in weights],
-        "intercept": combination.intercept,
+        "weights": None if weights is None else weights.tolist(),
+        "scale": scale_json(combination.scale),
         "parameters": parameters,
         "fit": fit,
         "versions": {"lmm_ecr": __version__, "numpy": np.__version__, "scipy": scipy.__version__},
@@ -70,18 +72,30 @@ def load_recipe(path: str | os.PathLike) -> tuple[Combination, list[str], str]:
         raise DataError(f"{path}: unknown method {method!r}; known: {', '.join(METHODS)}")
     if not _list_of(members, str) or not members or len(set(members)) != len(members):
         raise DataError(f"{path}: `members` must be a list of different file names, got {members!r}")
-    intercept = recipe.get("intercept", 0.0)
-    numbers = [*(weights or []), intercept]
-    if not _list_of(numbers, (int, float)) or not all(math.isfinite(number) for number in numbers):
-        raise DataError(f"{path}: `weights` and `intercept` must be finite numbers")
-    if (weights is not None) != (method in WEIGHTED) or (weights is not None and len(weights) != len(members)):
-        raise DataError(f"{path}: {method} with {len(members)} members has the weights {weights!r}")
-    if method != "stack" and weights is not None and (min(weights) < 0 or sum(weights) <= 0):
+    if (weights is not None) != (method in WEIGHTED):
+        raise DataError(f"{path}: {method} has the weights {weights!r}")
+    if weights is not None:
+        _check_numbers(path, "weights", weights, len(members))
+    scale = recipe.get("scale")
+    if scale is not None:
+        scale = _load_scale(path, scale, method, len(members))
+    if weights is not None and (method != "stack" or scale is None) and (min(weights) < 0 or sum(weights) <= 0):
         raise DataError(f"{path}: the weights of {method} must not be negative nor all zero, got {weights!r}")
     if not isinstance(recipe.get("target"), str):
         raise DataError(f"{path}: `target` must be the name of a column, got {recipe.get('target')!r}")
     arrays = None if weights is None else np.array(weights, dtype=np.float64)
-    return Combination(method, arrays, float(intercept)), members, recipe["target"]
+    return Combination(method, arrays, scale), members, recipe["target"]
+
+
+def scale_json(scale: Scale | None) -> dict | None:
+    if scale is None:
+        return None
+    return {
+        "centre": scale.centre.tolist(),
+        "width": scale.width.tolist(),
+        "slope": scale.slope,
+        "intercept": scale.intercept,
+    }
 
 
 def reorder(combination: Combination, saved: list[str], names: list[str], path: str | os.PathLike) -> Combination:
@@ -98,8 +112,30 @@ def reorder(combination: Combination, saved: list[str], names: list[str], path: 
         )
     if combination.weights is None:
         return combination
-    weights = combination.weights[[saved.index(name) for name in names]]
-    return Combination(combination.method, weights, combination.intercept, combination.ridge)
+    order = np.array([saved.index(name) for name in names])
+    scale = None if combination.scale is None else combination.scale.of_members(order)
+    return Combination(combination.method, combination.weights[order], scale, combination.ridge)
+
+
+def _load_scale(path: str | os.PathLike, scale: object, method: str, members: int) -> Scale:
+    if method not in WEIGHTED:
+        raise DataError(f"{path}: {method} has no `scale`, got {scale!r}")
+    if not isinstance(scale, dict):
+        raise DataError(f"{path}: `scale` must have centre, width, slope and intercept, got {scale!r}")
+    for name in ("centre", "width"):
+        _check_numbers(path, name, scale.get(name), members)
+    _check_numbers(path, "slope and intercept", [scale.get("slope"), scale.get("intercept")], 2)
+    if min(scale["width"]) <= 0:
+        raise DataError(f"{path}: every width must be positive, got {scale['width']!r}")
+    centre, width = (np.array(scale[name], dtype=np.float64) for name in ("centre", "width"))
+    return Scale(centre, width, float(scale["slope"]), float(scale["intercept"]))
+
+
+def _check_numbers(path: str | os.PathLike, name: str, values: object, count: int) -> None:
+    if not _list_of(values, (int, float)) or not all(math.isfinite(number) for number in values):
+        raise DataError(f"{path}: {name} must be finite numbers, got {values!r}")
+    if len(values) != count:
+        raise DataError(f"{path}: {len(values)} {name} for {count} members")
 
 
 def _list_of(values: object, kind: type | tuple[type, ...]) -> bool:
