@@ -7,13 +7,12 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from transformers import ProgressCallback
+from transformers import ProgressCallback, TrainerCallback
 
 from .errors import LmmEcrError, Preempted
 
 # How numbers of a log line are written; what is not listed is printed with four digits.
 _FORMATS = {
-    "epoch": "{:.2f}",
     "learning_rate": "{:.2e}",
     "clips_per_s": "{:.1f}",
     "data_wait": "{:.0%}",
@@ -23,22 +22,45 @@ _FORMATS = {
 _HIDDEN = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "total_flos")
 
 
-class LogLines(ProgressCallback):
-    """The Trainer's progress bar with one readable line per log entry."""
+class LogLines(TrainerCallback):
+    """One readable line per log entry of the Trainer."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or logs is None:
-            return
-        words = [f"step {state.global_step}"]
-        for name, value in logs.items():
-            if name.endswith(_HIDDEN) or name == "train_loss":
-                continue
-            form = _FORMATS.get(name, "{:.4f}")
-            words.append(f"{name} {form.format(value) if isinstance(value, float) else value}")
-        if len(words) > 1:
-            bar = getattr(self, "training_bar", None)
-            line = "  ".join(words)
-            bar.write(line) if bar is not None else print(line, flush=True)
+        if state.is_world_process_zero and logs and (line := log_line(state.global_step, logs)):
+            self.write(line)
+
+    def write(self, line: str) -> None:
+        print(line, flush=True)
+
+
+class ProgressLogLines(LogLines, ProgressCallback):
+    """The same above the Trainer's progress bar, for a terminal."""
+
+    def write(self, line: str) -> None:
+        bar = getattr(self, "training_bar", None)
+        if bar is None:
+            super().write(line)
+        else:
+            bar.write(line)
+
+
+def log_lines(disable_bar: bool) -> LogLines:
+    """The callback that prints log entries: with a progress bar on a terminal, plain lines elsewhere or on request."""
+    return LogLines() if disable_bar or not sys.stderr.isatty() else ProgressLogLines()
+
+
+def log_line(step: int, logs: dict) -> str | None:
+    """A log entry as text, or None if it says nothing but the time."""
+    words = []
+    for name, value in logs.items():
+        if name.endswith(_HIDDEN) or name in ("train_loss", "epoch"):
+            continue
+        form = _FORMATS.get(name, "{:.4f}")
+        words.append(f"{name} {form.format(value) if isinstance(value, float) else value}")
+    if not words:
+        return None
+    when = [f"step {step}"] + ([f"epoch {logs['epoch']:.2f}"] if "epoch" in logs else [])
+    return "  ".join(when + words)
 
 
 def quiet_libraries() -> None:
@@ -57,7 +79,7 @@ def quiet_libraries() -> None:
 
 
 def process_label() -> str:
-    """"host n1, rank 3 of 8: " for a process of a distributed run (as its launcher numbered it), else nothing."""
+    """ "host n1, rank 3 of 8: " for a process of a distributed run (as its launcher numbered it), else nothing."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return ""
     return f"host {socket.gethostname()}, rank {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']}: "

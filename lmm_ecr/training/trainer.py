@@ -16,7 +16,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_utils import EvalPrediction
 
 from ..arguments import EcrTrainingArguments, TuningArguments
-from ..console import LogLines
+from ..console import log_lines
 from ..data.dataset import ClipDataset, Collator, split_batch
 from ..data.lengths import shared_lengths
 from ..data.workers import one_thread_worker
@@ -28,6 +28,7 @@ from .clip_notes import ClipNotes
 from .evaluation import in_row_order, regression_metrics
 from .finite import FiniteWatch
 from .gather import gather_with_gradient, pad_rows, pointwise_share, score_gradients
+from .launch import cast_unsharded_weights
 from .meter import ThroughputMeter
 from .preemption import PreemptionCallback, StepAgreement, StopSignals
 from .random_state import RandomState, get_random_state, set_random_state
@@ -65,6 +66,7 @@ class EcrTrainer(Trainer):
         self._batches: list[dict[str, Any]] = []
         self._known_labels: torch.Tensor | None = None
         self._score_gradients: list[MicroBatchGradient] = []
+        cast_unsharded_weights(model, args)
         super().__init__(
             model=model,
             args=args,
@@ -78,7 +80,7 @@ class EcrTrainer(Trainer):
         self.agreement = StepAgreement(self.accelerator)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self.add_callback(LogLines)
+        self.add_callback(log_lines(args.disable_tqdm))
         self.add_callback(PreemptionCallback(self.agreement, self.stop_signals))
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True  # `compute_loss` returns each micro-batch's share of the step's loss
