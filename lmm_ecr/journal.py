@@ -21,8 +21,17 @@ class Journal:
         self.directory = Path(f"{output}.partial")
         self.meta = meta
 
-    def open(self) -> None:
-        """Begin or continue; called by the first process alone. Raises ConfigError if results of another run are there."""
+    def open(self, num_processes: int = 1) -> None:
+        """Begin or continue; called by the first process alone. Raises ConfigError if other results are there.
+
+        The files of all processes are made here: on a shared file system one made by another machine may stay unseen for
+        seconds, and the first process would miss its rows at the end.
+        """
+        self._begin()
+        for rank in range(num_processes):
+            self._part(rank).touch()
+
+    def _begin(self) -> None:
         path = self.directory / "meta.json"
         if path.is_file() and self.read():
             old = read_json(path)
@@ -47,10 +56,13 @@ class Journal:
 
     def append(self, rank: int, records: Iterable[dict[str, Any]]) -> None:
         """Add finished rows (JSON values with a "row" key) of process `rank`; they survive a kill from here on."""
-        path = self.directory / f"part-{rank:05d}.jsonl"
+        path = self._part(rank)
         _repair(path)
         with open(path, "a", encoding="utf-8") as stream:
             stream.write("".join(json.dumps(record) + "\n" for record in records))
+
+    def _part(self, rank: int) -> Path:
+        return self.directory / f"part-{rank:05d}.jsonl"
 
     def remove(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -18,13 +18,15 @@ from torch.utils.data import DataLoader
 from .data.ablation import check_ablations
 from .data.cache import PreparedReader, is_prepared, read_prepared_manifest
 from .data.dataset import ClipDataset, Collator, FileReader, estimate_lengths, split_batch
+from .data.lengths import shared_lengths
 from .data.manifest import Manifest, ManifestRow, Rejection, read_manifest, write_rejections
 from .data.processor import ClipProcessor, resolve_directory
 from .data.workers import default_num_workers, one_thread_worker
-from .errors import ClipError, ConfigError, DataError
+from .errors import ClipError, ConfigError, DataError, Preempted
 from .journal import Journal
 from .models.regression import LmmRegressor, unwrap_regressor
 from .predictions import write_predictions
+from .signals import StopSignals
 
 WORKER_TIMEOUT_S = 1800  # a batch of unreadable clips may take its time; beyond this the file system is stuck
 
@@ -184,10 +186,15 @@ def _explain_lost_workers(loader: DataLoader) -> Iterator[dict[str, Any]]:
         ) from error
 
 
-def length_ordered_batches(dataset: ClipDataset, rows: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Rows cut into batches of similar length, the longest first (too little memory shows at once)."""
+def length_ordered_batches(
+    dataset: ClipDataset, rows: Sequence[int], batch_size: int, lengths_of: Callable = estimate_lengths
+) -> list[list[int]]:
+    """Rows cut into batches of similar length, the longest first (too little memory shows at once).
+
+    lengths_of: `estimate_lengths`, or `shared_lengths` where all processes of a run call this with the same rows.
+    """
     subset = Manifest(dataset.manifest.path, [dataset.manifest[i] for i in rows])
-    lengths = estimate_lengths(subset, dataset.processor)
+    lengths = lengths_of(subset, dataset.processor)
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], rows[i]))
     ordered = [rows[i] for i in order]
     return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
@@ -222,8 +229,9 @@ def predict_table(
 ) -> PredictionReport:
     """Score every row of a table and write `Id,ECR[,...]` in its order; see `lmm-ecr predict --help`.
 
-    A killed run goes on with the rows that are missing. With on_error "fail" the table is written only if every row has a
-    score; the scores found are kept for the next run either way. Rejected rows go to `<output>.rejected.csv`.
+    A killed run, or one stopped by SIGTERM or SIGUSR1 (Preempted), goes on with the rows that are missing. With on_error
+    "fail" the table is written only if every row has a score; the scores found are kept for the next run either way.
+    Rejected rows go to `<output>.rejected.csv`.
     """
     from accelerate import PartialState
 
@@ -244,7 +252,7 @@ def predict_table(
     dataset = load_table(data, video_dir, ClipProcessor.from_pretrained(directory), decoder, ablations)
     journal = Journal(output, run_identity(directory, dataset, ablations, dtype))
     if state.is_main_process:
-        journal.open()
+        journal.open(state.num_processes)
     state.wait_for_everyone()
     finished = journal.read()
     state.wait_for_everyone()  # nobody appends before everybody has read
@@ -255,8 +263,10 @@ def predict_table(
         predictor = Predictor.from_pretrained(
             directory, device=device, dtype=dtype, attn_implementation=attn_implementation, num_workers=num_workers
         )
-        batches = length_ordered_batches(dataset, todo, batch_size)[state.process_index :: state.num_processes]
-        _run(predictor, dataset, batches, journal, state, len(finished), progress)
+        batches = length_ordered_batches(dataset, todo, batch_size, shared_lengths)
+        with StopSignals() as signals:
+            share = batches[state.process_index :: state.num_processes]
+            _run(predictor, dataset, share, journal, state, len(finished), progress, signals)
     state.wait_for_everyone()
     report.seconds = time.perf_counter() - start
     if state.is_main_process:
@@ -265,7 +275,7 @@ def predict_table(
     return report
 
 
-def _run(predictor: Predictor, dataset, batches, journal: Journal, state, done: int, progress) -> None:
+def _run(predictor: Predictor, dataset, batches, journal: Journal, state, done: int, progress, signals) -> None:
     for values, indices, notes in predictor.score_batches(dataset, batches):
         damaged = dict(notes["damaged"])
         records = [
@@ -276,6 +286,11 @@ def _run(predictor: Predictor, dataset, batches, journal: Journal, state, done: 
         if records:
             records[0]["num_truncated"] = notes["num_truncated"]
         journal.append(state.process_index, records)
+        if signals.received:
+            raise Preempted(
+                f"stopped by {signals.received}; finished rows are kept in {journal.directory}, the same command goes on "
+                "from there"
+            )
         done += len(records) * state.num_processes
         if progress and state.is_main_process:
             progress(min(done, len(dataset)), len(dataset))

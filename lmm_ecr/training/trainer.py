@@ -22,6 +22,7 @@ from ..data.lengths import shared_lengths
 from ..data.workers import one_thread_worker
 from ..losses import RegressionLoss
 from ..models.regression import unwrap_regressor
+from ..signals import StopSignals
 from .batches import EpochDataLoader, Filler, GlobalBatchSampler, PaddedDataset, grouped_by_length, shuffled
 from .checkpoints import COMPLETE_MARK, delete_checkpoint, delete_old_checkpoints
 from .clip_notes import ClipNotes
@@ -30,7 +31,7 @@ from .finite import FiniteWatch
 from .gather import gather_with_gradient, pad_rows, pointwise_share, score_gradients
 from .launch import cast_unsharded_weights
 from .meter import ThroughputMeter
-from .preemption import PreemptionCallback, StepAgreement, StopSignals
+from .preemption import PreemptionCallback, StepAgreement
 from .random_state import RandomState, get_random_state, set_random_state
 from .tuning import parameter_groups
 

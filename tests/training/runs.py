@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from lmm_ecr.arguments import EcrTrainingArguments, TuningArguments
 from lmm_ecr.data.dataset import ClipDataset, FileReader
 from lmm_ecr.models.regression import LmmRegressor
+from lmm_ecr.training.launch import check_launch
 from lmm_ecr.training.trainer import EcrTrainer
 from lmm_ecr.training.tuning import apply_tuning
 
@@ -56,7 +57,7 @@ def make_trainer(
     dropout=0.0,
     on_error="fail",
     callbacks=None,
-    cached=True,
+    dtype="float32",
     **arguments,
 ):
     """An `EcrTrainer` in float32 on the CPU that logs every step; 2 clips per micro-batch and 2 epochs by default."""
@@ -76,10 +77,13 @@ def make_trainer(
         "use_cpu": True,
     }
     args = EcrTrainingArguments(**{**defaults, **arguments})
+    check_launch(args)
     torch.manual_seed(0)
-    model = LmmRegressor.from_backbone(str(backbone), head_hidden_size=16, head_dropout=dropout, loss=args.loss)
+    model = LmmRegressor.from_backbone(
+        str(backbone), head_hidden_size=16, head_dropout=dropout, loss=args.loss, dtype=getattr(torch, dtype)
+    )
     model = apply_tuning(model, tuning)
-    reader = CachedReader(processor) if cached else None
+    reader = CachedReader(processor)
     datasets = [ClipDataset(manifest, processor, reader) for manifest in (train, evaluation)]
     return EcrTrainer(model, args, tuning, *datasets, on_error=on_error, callbacks=callbacks)
 
