@@ -44,12 +44,21 @@ def ensemble(
     force: bool = typer.Option(False, "--force", help="Replace an existing output."),
 ) -> None:
     """Combine prediction files into one; with --labels show by how much it is better, and whether that is luck."""
-    from .ensemble import EnsembleOptions, check_outputs, parse_weights, write_ensemble
     from .ensemble import ensemble as combine_files
+    from .ensemble import write_ensemble
+    from .ensemble_options import EnsembleOptions, check_outputs, parse_weights
     from .ensemble_summary import print_summary
 
     options = EnsembleOptions(
-        method, parse_weights(weights), labels, target, label_column, missing, apply, resamples=resamples
+        method,
+        parse_weights(weights),
+        labels,
+        target,
+        label_column,
+        missing,
+        apply,
+        resamples=resamples,
+        keep_members=with_std,
     )
     check_outputs(predictions, options, output, force, json=json, save=save, report=report)
     result = combine_files(predictions, options)

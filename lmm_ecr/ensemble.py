@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .ensemble_evidence import gain_over_best, leave_one_out, member_correlations, score_columns
+from .ensemble_evidence import evenly_spaced, gain_over_best, leave_one_out, member_correlations, score_columns
 from .ensemble_fit import cross_validate, fit
 from .ensemble_folds import FOLDS, fold_of, hash_order, id_hashes
-from .ensemble_members import Members, read_members
-from .ensemble_methods import FITTED, METHODS, Combination, combine, spread, without_member
+from .ensemble_members import Members, read_members, stream_members
+from .ensemble_methods import FITTED, Combination, RunningMean, combine, spread, without_member
+from .ensemble_options import EnsembleOptions
 from .ensemble_recipe import load_recipe, reorder, save_recipe, scale_json
 from .errors import ConfigError, DataError
 from .files import write_json
-from .outputs import check_output
 from .predictions import Predictions, match_ids, read_labels, write_predictions
 
 LEAST_LABELLED = 20
@@ -43,53 +43,6 @@ class EnsembleResult:
     evaluated: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class EnsembleOptions:
-    """What to do; see `lmm-ecr ensemble --help`. Contradictions are a ConfigError at construction."""
-
-    method: str | None = None
-    weights: Sequence[float] | None = None
-    labels: str | os.PathLike | None = None
-    target: str | None = None
-    label_column: str | None = None
-    missing: str = "error"
-    apply: str | os.PathLike | None = None
-    resamples: int = 1000
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.method is not None and self.method not in METHODS:
-            raise ConfigError(f"--method is {self.method!r}; choose {', '.join(METHODS)}")
-        if self.resamples < 0:
-            raise ConfigError(f"--resamples is {self.resamples}; give 0 (no intervals) or more")
-        if self.label_column is not None and self.labels is None:
-            raise ConfigError("--label-column names a column of --labels, which is not given")
-        if self.apply is not None:
-            for flag, value in (("--method", self.method), ("--weights", self.weights)):
-                if value is not None:
-                    raise ConfigError(f"{flag} contradicts --apply: the recipe has method and weights already")
-            return
-        if self.weights is not None:
-            self._check_weights()
-        elif self.method in FITTED and self.labels is None:
-            given = "--weights 0.3,0.7 or --labels FILE" if self.method == "weighted" else "--labels FILE"
-            raise ConfigError(f"--method {self.method} needs {given}")
-
-    def _check_weights(self):
-        if self.method not in (None, "weighted"):
-            raise ConfigError(f"--weights contradicts --method {self.method}; weights are for --method weighted")
-        if self.labels is not None:
-            raise ConfigError(
-                "--weights gives the weights and --labels would fit them: leave out one of the two; "
-                "`lmm-ecr evaluate` scores a file made with given weights"
-            )
-        for weight in self.weights:
-            if not np.isfinite(weight) or weight < 0:
-                raise ConfigError(f"--weights has {weight}; weights are finite and not negative")
-        if not sum(self.weights) > 0:
-            raise ConfigError("--weights are all zero; at least one must be positive")
-
-
 def ensemble(paths: Sequence[str | os.PathLike], options: EnsembleOptions | None = None) -> EnsembleResult:
     """Combine the prediction files `paths`. Without labels no more is done than reading, combining and correlations.
 
@@ -105,6 +58,9 @@ def ensemble(paths: Sequence[str | os.PathLike], options: EnsembleOptions | None
         target = options.target or saved_target
     if options.labels is not None and os.path.realpath(options.labels) in map(os.path.realpath, paths):
         raise DataError(f"{options.labels}: the labels are also one of the members; the score would be of the answers")
+    plain = (combination.method if combination else options.method or "mean") == "mean" and options.weights is None
+    if plain and not options.keep_members and options.labels is None and options.missing == "error":
+        return _streamed_mean(paths, options, saved, target)
     members = read_members(paths, target, missing=options.missing)
     if options.apply is not None:
         combination = reorder(combination, saved, members.names, options.apply)
@@ -118,25 +74,10 @@ def ensemble(paths: Sequence[str | os.PathLike], options: EnsembleOptions | None
         combination = Combination(options.method or "mean")
     if options.labels is None:
         scores = combine(members.values, combination)
-        return EnsembleResult(members, combination, scores, _summary(members, combination, options, target))
+        return EnsembleResult(
+            members, combination, scores, _summary(members, combination, options, target, members.values)
+        )
     return _with_labels(members, combination, options, target)
-
-
-def parse_weights(text: str | None) -> list[float] | None:
-    """Numbers from the text of `--weights`, "0.3,0.7".
-
-    Raises:
-        ConfigError: a part that is not a number.
-    """
-    if text is None:
-        return None
-    weights = []
-    for part in text.split(","):
-        try:
-            weights.append(float(part))
-        except ValueError:
-            raise ConfigError(f"--weights {text!r}: {part!r} is not a number; write them as 0.3,0.7") from None
-    return weights
 
 
 def write_ensemble(
@@ -159,26 +100,20 @@ def write_ensemble(
         save_recipe(save, result.combination, result.members.names, target, result.summary["fit"])
 
 
-def check_outputs(
-    paths: Sequence[str | os.PathLike], options: EnsembleOptions, output: str | os.PathLike, force: bool, **others
-) -> None:
-    """Refuse outputs among the inputs, two outputs in one file, and (without `force`) an existing `output`.
+def _streamed_mean(
+    paths: Sequence[str | os.PathLike], options: EnsembleOptions, saved: list[str] | None, target: str
+) -> EnsembleResult:
+    combination, mean, samples = Combination("mean"), RunningMean(), []
 
-    `others`: the further files to be written, by the name of their flag; None for those not asked for.
-    """
-    if others.get("report") is not None and options.labels is None:
-        raise ConfigError("--report shows how good the scores are and needs --labels")
-    inputs = [*paths, *(path for path in (options.labels, options.apply) if path is not None)]
-    check_output(output, inputs=inputs, force=force)
-    written = {} if os.fspath(output) == "-" else {os.path.realpath(output): "--output"}
-    for flag, path in others.items():
-        if path is None:
-            continue
-        check_output(path, inputs=inputs, force=True)
-        real = os.path.realpath(path)
-        if real in written:
-            raise ConfigError(f"--{flag} and {written[real]} name the same file, {path}")
-        written[real] = f"--{flag}"
+    def use(row: int, values: np.ndarray) -> None:
+        mean.add(values)
+        samples.append(evenly_spaced(values))
+
+    members = stream_members(paths, target, use)
+    if saved is not None:
+        reorder(combination, saved, members.names, options.apply)
+    summary = _summary(members, combination, options, target, np.stack(samples))
+    return EnsembleResult(members, combination, mean.result(), summary)
 
 
 def _with_labels(
@@ -211,7 +146,7 @@ def _with_labels(
             return None if smaller is None else combine(np.delete(members.values, member, axis=0), smaller)[rows]
 
     scored = score_columns([*values, evaluated], labels, resamples=options.resamples, seed=options.seed)
-    summary = _summary(members, combination, options, target)
+    summary = _summary(members, combination, options, target, members.values)
     for entry, score in zip(summary["members"], scored, strict=False):
         entry.update(score)
     summary["ensemble"] = scored[-1]
@@ -256,13 +191,18 @@ def _enough_to_fit(options: EnsembleOptions, labels: np.ndarray, folds: np.ndarr
         )
 
 
-def _summary(members: Members, combination: Combination, options: EnsembleOptions, target: str) -> dict:
-    weights = combination.weights
+def _summary(
+    members: Members, combination: Combination, options: EnsembleOptions, target: str, values: np.ndarray
+) -> dict:
+    """`values`: float64 [members, rows] or some rows of it, for correlations and spreads."""
+    weights, some = combination.weights, evenly_spaced(values)
     entries = [
         {
             "name": name,
             "file": path,
             "weight": None if weights is None else float(weights[at]),
+            "mean": float(some[at].mean()),
+            "std": float(some[at].std()),
             "missing_ids": members.missing_ids.get(name, 0),
         }
         for at, (name, path) in enumerate(zip(members.names, members.paths, strict=True))
@@ -275,7 +215,7 @@ def _summary(members: Members, combination: Combination, options: EnsembleOption
         "missing": {"rule": options.missing, "dropped_rows": members.dropped, "filled_values": _filled(members)},
         "members": entries,
         "ensemble": None,
-        "correlations": member_correlations(members.values, ranks=options.labels is not None),
+        "correlations": member_correlations(some, ranks=options.labels is not None),
         "gain_over_best": None,
         "labels": None,
         "fit": None,

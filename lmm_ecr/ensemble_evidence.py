@@ -9,7 +9,7 @@ from .bootstrap import bootstrap_samples, percentile_interval
 from .metrics import METRICS, evaluate_predictions, paired_bootstrap
 
 CORRELATION_ROWS = 100_000
-"""Correlations between members use at most about this many rows, evenly spaced over the table."""
+"""Correlations between members and their spreads use at most about this many rows, evenly spaced over the table."""
 
 
 def score_columns(
@@ -28,12 +28,18 @@ def score_columns(
     return results
 
 
-def member_correlations(values: np.ndarray, *, ranks: bool = True) -> dict:
+def evenly_spaced(values: np.ndarray) -> np.ndarray:
+    """At most about `CORRELATION_ROWS` of the rows, the last axis of `values`; a copy where some are left out."""
+    step = max(1, -(-values.shape[-1] // CORRELATION_ROWS))
+    return values if step == 1 else values[..., ::step].copy()
+
+
+def member_correlations(used: np.ndarray, *, ranks: bool = True) -> dict:
     """Pairwise correlations between members: {"plcc": [[...]], "srocc": [[...]] or None, "rows": number used}.
 
-    Each a symmetric list of lists; None where a member is constant. Without `ranks` SROCC is left out.
+    Each a symmetric list of lists; None where a member is constant. Without `ranks` SROCC is left out. `used`: float64
+    [members, rows].
     """
-    used = values[:, :: max(1, -(-values.shape[1] // CORRELATION_ROWS))]
     rank_correlations = None
     if ranks:
         from scipy.stats import rankdata

@@ -43,9 +43,9 @@ def fit(method: str, values: np.ndarray, labels: np.ndarray) -> Combination:
       regularisation is chosen by the mean squared error of an inner 5-fold cross-validation. Weights may be negative;
       each is the change of the score, in the unit of the labels, for one standard deviation of the member.
 
-    The sum of weight * member of `weighted` and `greedy` goes onto the scale of the labels by the least-squares line; if
-    that line does not rise, the slope is the weighted mean of the members' standard deviations, so that the order of
-    the sum is kept.
+    The sum of weight * member of `weighted` and `greedy` goes onto the scale of the labels by the least-squares line. So
+    that the order of the sum is kept where members are worth nothing, the line rises at least as steeply as for a
+    correlation of 1 / sqrt(rows), about what chance gives.
 
     Rows should come in an order that does not depend on the file (see `ensemble_folds.hash_order`): the searches use
     the first `SEARCH_ROWS`, the inner folds are taken in turn. Labels that are all equal give equal weights.
@@ -69,10 +69,10 @@ def fit(method: str, values: np.ndarray, labels: np.ndarray) -> Combination:
         weights = simplex_search(score, max(starts, key=score))
     weights = np.where(constant, 0.0, weights)
     weights = weights / weights.sum() if weights.sum() > 0 else ~constant / np.count_nonzero(~constant)
-    together = weights @ standardised
-    variance = together.var()
-    slope = together @ (labels - labels.mean()) / len(labels) / variance if variance > LEAST_WIDTH**2 else 0.0
-    slope = slope if slope > 0 else weights @ width
+    together, spread = weights @ standardised, labels.std()
+    own_spread = max(float(together.std()), LEAST_WIDTH)
+    correlation = together @ (labels - labels.mean()) / (len(labels) * own_spread * spread)
+    slope = max(correlation, 1 / np.sqrt(len(labels))) * spread / own_spread
     return Combination(method, weights, Scale(centre, width, float(slope), float(labels.mean())))
 
 

@@ -1,7 +1,7 @@
 """Read the prediction files of an ensemble and line them up by id."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from .errors import ConfigError, DataError
 from .predictions import Predictions, read_predictions
-from .tables import hash_ids
+from .tables import from_numpy, hash_ids, to_numpy
 
 MISSING = ("error", "drop", "mean")
 EXAMPLES = 3  # ids listed in messages
@@ -23,9 +23,9 @@ class Members:
 
     names: of the members, unique, sorted; paths: their files, same order; given: position in `names` of each file as
     the user ordered them. ids: pyarrow large_string [rows], unique, in the order of the first file given (ids that only
-    later files have follow). values: float64 [members, rows], in [0, 1]. filled: bool [members, rows] where a value was
-    missing and is the mean of the others, or None. missing_ids: member -> number of ids it lacks; dropped: rows left
-    out because some member lacks them.
+    later files have follow). values: float64 [members, rows], in [0, 1]; None after `stream_members`. filled: bool
+    [members, rows] where a value was missing and is the mean of the others, or None. missing_ids: member -> number of
+    ids it lacks; dropped: rows left out because some member lacks them.
 
     Members are kept in the order of their names, not of the command line, so that sums of floating-point numbers come
     out the same to the last bit for every order of the files.
@@ -34,8 +34,8 @@ class Members:
     names: list[str]
     paths: list[str]
     given: list[int]
-    ids: pa.Array
-    values: np.ndarray
+    ids: pa.Array | None
+    values: np.ndarray | None
     filled: np.ndarray | None = None
     missing_ids: dict[str, int] = field(default_factory=dict)
     dropped: int = 0
@@ -57,33 +57,51 @@ def read_members(paths: Sequence[str | os.PathLike], target: str = "ECR", *, mis
     """
     if missing not in MISSING:
         raise ConfigError(f"--missing is {missing!r}; choose {', '.join(MISSING)}")
-    if not paths:
-        raise DataError("no prediction file was given")
-    paths = [os.fspath(path) for path in paths]
-    _refuse_twice(paths)
-    names = member_names(paths)
-    order = sorted(range(len(paths)), key=lambda at: names[at])
-    tables = _read(paths, target)
-    first = next(tables)
+    members, order = _unread(paths)
     place = {at: row for row, at in enumerate(order)}
+    tables = _read(members, target, range(1, len(paths)))
+    first = next(tables)
     values = np.empty((len(paths), len(first)))
     values[place[0]] = first.values
-    index = _Index(first.ids)
+    index = _Index(first)
     differing: dict[int, Predictions] = {}  # files whose ids are not those of the first, for a second look
     for at, table in enumerate(tables, start=1):
-        if table.ids is first.ids:
-            values[place[at]] = table.values
-        elif (rows := index.rows_of(table.ids)) is not None:
-            values[place[at], rows[0]] = table.values[rows[1]]
+        aligned = index.aligned(table)
+        if aligned is not None:
+            values[place[at]] = aligned
+        elif missing == "error":
+            raise DataError(_difference(first, table))
         else:
-            if missing == "error":
-                raise DataError(_difference(first, table))
             differing[at] = table
-    members = Members([names[at] for at in order], [paths[at] for at in order], [], first.ids, values)
-    members.given = [place[at] for at in range(len(paths))]
+    members.ids, members.values = first.ids, values
     pa.default_memory_pool().release_unused()
     if differing:
         _fill_or_drop(members, first, {place[at]: table for at, table in differing.items()}, missing)
+    return members
+
+
+def stream_members(paths: Sequence[str | os.PathLike], target: str, use: Callable[[int, np.ndarray], None]) -> Members:
+    """Read `paths` one after another, without ever holding more than two of them.
+
+    `use(row, values)` gets the values of every member, float64 [rows] in the order of the first file given, in the order
+    of the members' names; `row` is its place in that order. The result has everything but `values`. All files must have
+    the same ids; raises as `read_members` with missing="error".
+    """
+    members, order = _unread(paths)
+    first_row = order.index(0)
+    tables = _read(members, target, [at for at in order if at != 0])
+    first = next(tables)
+    index = _Index(first)
+    for row in range(len(order)):
+        if row == first_row:
+            use(row, first.values)
+            continue
+        table = next(tables)
+        aligned = index.aligned(table)
+        if aligned is None:
+            raise DataError(_difference(first, table))
+        use(row, aligned)
+    members.ids = first.ids
     return members
 
 
@@ -106,13 +124,27 @@ def member_names(paths: Sequence[str]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _read(paths: Sequence[str], target: str):
-    """Yield the tables one by one; a table with the ids of the first in the same order shares its array of ids."""
+def _unread(paths: Sequence[str | os.PathLike]) -> tuple[Members, list[int]]:
+    """Members without rows, and the positions of `paths` in the order of the members' names."""
+    if not paths:
+        raise DataError("no prediction file was given")
+    paths = [os.fspath(path) for path in paths]
+    _refuse_twice(paths)
+    names = member_names(paths)
+    order = sorted(range(len(paths)), key=lambda at: names[at])
+    given = [order.index(at) for at in range(len(paths))]
+    return Members([names[at] for at in order], [paths[at] for at in order], given, None, None), order
+
+
+def _read(members: Members, target: str, rest: Sequence[int]) -> Iterator[Predictions]:
+    """Yield the first file given and then those at the positions `rest` of the command line; a table with the ids of
+    the first in the same order shares its array of ids."""
+    paths = [members.paths[row] for row in members.given]
     first = read_predictions(paths[0], target, columns=())
     yield first
-    for path in paths[1:]:
+    for at in rest:
         pa.default_memory_pool().release_unused()  # what reading the last file took would else stay beside the next
-        yield read_predictions(path, target, columns=(), like=first)
+        yield read_predictions(paths[at], target, columns=(), like=first)
 
 
 class _Index:
@@ -122,23 +154,37 @@ class _Index:
     strings up one by one. Where hashes collide, pyarrow looks them up.
     """
 
-    def __init__(self, ids: pa.Array):
-        self.ids = ids
+    def __init__(self, first: Predictions):
+        self.ids = first.ids
         self._order = None
         self._sorted_ids = None
 
-    def rows_of(self, ids: pa.Array) -> tuple[np.ndarray, np.ndarray] | None:
-        """(rows here, rows of `ids`) that hold the same id, or None unless both hold the same set of ids."""
-        if len(ids) != len(self.ids):
+    def aligned(self, table: Predictions) -> np.ndarray | None:
+        """The values of `table` in the order of the first one, or None unless both hold the same set of ids."""
+        if table.ids is self.ids:
+            return table.values
+        if len(table) != len(self.ids):
             return None
         if self._order is None:
             self._order = np.argsort(hash_ids(self.ids))
-            self._sorted_ids = self.ids.take(pa.array(self._order))
-        order = np.argsort(hash_ids(ids))
-        if ids.take(pa.array(order)).equals(self._sorted_ids):
-            return self._order, order
-        rows = pc.index_in(ids, value_set=self.ids)
-        return None if rows.null_count else (rows.to_numpy(), np.arange(len(ids)))
+            self._sorted_ids = self.ids.take(from_numpy(self._order))
+        order = np.argsort(hash_ids(table.ids))
+        values = np.empty(len(table))
+        if self._are_sorted_ids(table.ids, order):
+            values[self._order] = table.values[order]
+            return values
+        rows = pc.index_in(table.ids, value_set=self.ids)
+        if rows.null_count:
+            return None
+        values[to_numpy(rows)] = table.values
+        return values
+
+    def _are_sorted_ids(self, ids: pa.Array, order: np.ndarray, rows_at_once: int = 1 << 16) -> bool:
+        for start in range(0, len(ids), rows_at_once):
+            some = ids.take(from_numpy(order[start : start + rows_at_once]))
+            if not some.equals(self._sorted_ids.slice(start, rows_at_once)):
+                return False
+        return True
 
 
 def _fill_or_drop(members: Members, first: Predictions, differing: dict[int, Predictions], missing: str) -> None:
@@ -150,7 +196,7 @@ def _fill_or_drop(members: Members, first: Predictions, differing: dict[int, Pre
     values[:, : len(first)] = members.values
     for row, table in differing.items():
         values[row] = np.nan
-        values[row, pc.index_in(table.ids, value_set=ids).to_numpy()] = table.values
+        values[row, to_numpy(pc.index_in(table.ids, value_set=ids))] = table.values
     absent = np.isnan(values)
     members.missing_ids = {
         name: int(count) for name, count in zip(members.names, absent.sum(axis=1), strict=True) if count
@@ -185,7 +231,7 @@ def _difference(first: Predictions, table: Predictions) -> str:
 
 def _without(ids: pa.Array, others: pa.Array) -> np.ndarray:
     """Rows of `ids` that `others` lacks."""
-    return np.flatnonzero(~pc.is_in(ids, value_set=others).to_numpy(zero_copy_only=False))
+    return np.flatnonzero(to_numpy(pc.is_in(ids, value_set=others).cast(pa.int8())) == 0)
 
 
 def _refuse_twice(paths: Sequence[str]) -> None:

@@ -74,21 +74,36 @@ def combine(values: np.ndarray, combination: Combination) -> np.ndarray:
     return running_mean(values, combination.weights)
 
 
-def running_mean(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """(Weighted) mean over the members by Welford's update, float64 [rows]: exact where all members agree."""
-    weights = np.ones(len(values)) if weights is None else weights
-    total, mean = 0.0, None
-    for weight, member in zip(weights, values, strict=True):
+class RunningMean:
+    """(Weighted) mean of members that come one after another, by Welford's update: exact where all members agree."""
+
+    def __init__(self):
+        self.total = 0.0
+        self._mean: np.ndarray | None = None
+
+    def add(self, member: np.ndarray, weight: float = 1.0) -> None:
+        """`member`: float64 [rows]; it is not changed."""
         if weight == 0:
-            continue
-        total += weight
-        if mean is None:
-            mean = member.copy()
-            continue
-        step = member - mean
-        step *= weight / total
-        mean += step
-    return np.clip(mean, 0.0, 1.0, out=mean)
+            return
+        self.total += weight
+        if self._mean is None:
+            self._mean = member.copy()
+            return
+        step = member - self._mean
+        step *= weight / self.total
+        self._mean += step
+
+    def result(self) -> np.ndarray:
+        """float64 [rows], in [0, 1]; call it once, at the end."""
+        return np.clip(self._mean, 0.0, 1.0, out=self._mean)
+
+
+def running_mean(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """(Weighted) mean over the members, float64 [rows]."""
+    mean = RunningMean()
+    for weight, member in zip(np.ones(len(values)) if weights is None else weights, values, strict=True):
+        mean.add(member, weight)
+    return mean.result()
 
 
 def without_member(combination: Combination, member: int) -> Combination | None:

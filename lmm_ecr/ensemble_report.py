@@ -2,7 +2,8 @@
 
 import os
 
-from .ensemble import EnsembleOptions, EnsembleResult
+from .ensemble import EnsembleResult
+from .ensemble_options import EnsembleOptions
 from .errors import ConfigError
 from .evaluate import evaluate_tables
 from .predictions import Predictions, read_labels

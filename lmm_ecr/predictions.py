@@ -21,9 +21,20 @@ import pyarrow.parquet
 
 from .errors import DataError
 from .files import atomic_write
-from .tables import ID_COLUMN, combine, ids_are_unique, is_parquet, select_columns, text_records, write_csv
+from .tables import (
+    ID_COLUMN,
+    combine,
+    from_numpy,
+    ids_are_unique,
+    is_parquet,
+    select_columns,
+    text_records,
+    to_numpy,
+    write_csv,
+)
 
 TARGET_COLUMN = "ECR"
+BLOCK_BYTES = 1 << 18  # of a CSV that passes through; a record may be no longer (else the whole file is read at once)
 EXAMPLES = 5  # ids listed in messages about mismatches
 
 
@@ -94,6 +105,9 @@ def read_predictions(
         if is_parquet(path):
             table = _read_parquet(path, target, columns)
         else:
+            values = None if like is None or columns != () else _values_like(path, target, like)
+            if values is not None and _in_range(values, allow_out_of_range):
+                return Predictions(path, like.ids, values, target)
             table = _read_csv(path, target, columns)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
@@ -101,19 +115,16 @@ def read_predictions(
         raise DataError(f"{path}: cannot be read: {error}") from error
     if table.num_rows == 0:
         raise DataError(f"{path}: the table has a header but no rows")
-    column = table[target]
-    values = column.to_numpy().astype(np.float64, copy=False)  # a null becomes NaN here
-    if like is not None and table[ID_COLUMN].equals(pa.chunked_array([like.ids])):
-        ids = like.ids
-        ids_are_good = True
-    else:
-        ids = combine(table[ID_COLUMN])
-        ids_are_good = ids.null_count == 0 and pc.min(pc.binary_length(ids)).as_py() > 0 and ids_are_unique(ids)
-    in_range = bool(np.isfinite(values).all()) and (allow_out_of_range or (values.min() >= 0.0 and values.max() <= 1.0))
-    if not (ids_are_good and in_range):
+    shared = like is not None and table[ID_COLUMN].equals(pa.chunked_array([like.ids]))
+    ids = like.ids if shared else combine(table[ID_COLUMN])
+    column = combine(table[target])
+    extra = {name: combine(table[name]) for name in table.column_names if name not in (ID_COLUMN, target)}
+    del table  # its ids are as large as `ids`, and what follows takes memory, too
+    pa.default_memory_pool().release_unused()
+    values = to_numpy(column)
+    if not ((shared or _are_good_ids(ids)) and _in_range(values, allow_out_of_range)):
         rows = _parquet_rows(ids, column) if is_parquet(path) else _csv_rows(path, target)
         raise DataError(f"{path}: {_first_problem(rows, target, allow_out_of_range) or 'the table is not valid'}")
-    extra = {name: combine(table[name]) for name in table.column_names if name not in (ID_COLUMN, target)}
     return Predictions(path, ids, values, target, extra)
 
 
@@ -140,7 +151,7 @@ def write_predictions(path: str | os.PathLike, ids: Iterable[str], columns: Mapp
     path = os.fspath(path)
     ids = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(list(ids), pa.large_string())
     ids = combine(ids.cast(pa.large_string()))
-    if ids.null_count or pc.any(pc.equal(ids, "")).as_py():
+    if len(ids) and not _are_filled(ids):
         raise DataError(f"{path}: an Id to be written is empty")
     if not ids_are_unique(ids):
         repeated = pc.value_counts(ids)
@@ -173,8 +184,8 @@ def match_ids(predictions: Predictions, labels: Predictions) -> Match:
         rows = np.arange(len(labels), dtype=np.int64)
         return Match(rows, rows, predictions.values, labels.values, 0, [], 0, [])
     position = pc.index_in(labels.ids, value_set=predictions.ids)
-    found = pc.is_valid(position).to_numpy(zero_copy_only=False)
-    prediction_rows = pc.drop_null(position).to_numpy().astype(np.int64)
+    prediction_rows = to_numpy(pc.drop_null(position)).astype(np.int64)
+    found = to_numpy(pc.is_valid(position).cast(pa.int8())).astype(bool)
     label_rows = np.flatnonzero(found)
     unpredicted = np.flatnonzero(~found)
     used = np.zeros(len(predictions), dtype=bool)
@@ -186,9 +197,9 @@ def match_ids(predictions: Predictions, labels: Predictions) -> Match:
         predictions.values[prediction_rows],
         labels.values[label_rows],
         len(unlabelled),
-        predictions.ids.take(unlabelled[:EXAMPLES]).to_pylist(),
+        predictions.ids.take(from_numpy(unlabelled[:EXAMPLES])).to_pylist(),
         len(unpredicted),
-        labels.ids.take(unpredicted[:EXAMPLES]).to_pylist(),
+        labels.ids.take(from_numpy(unpredicted[:EXAMPLES])).to_pylist(),
     )
 
 
@@ -203,7 +214,19 @@ def numeric_column(column: pa.Array) -> np.ndarray | None:
         return None
 
 
-def _read_csv(path: str, target: str, columns: Sequence[str] | None) -> pa.Table:
+def _are_good_ids(ids: pa.Array) -> bool:
+    return _are_filled(ids) and ids_are_unique(ids)
+
+
+def _are_filled(ids: pa.Array) -> bool:
+    return ids.null_count == 0 and pc.min(pc.binary_length(ids)).as_py() > 0
+
+
+def _in_range(values: np.ndarray, allow_out_of_range: bool) -> bool:
+    return bool(np.isfinite(values).all()) and (allow_out_of_range or bool(values.min() >= 0.0 and values.max() <= 1.0))
+
+
+def _csv_options(path: str, target: str, columns: Sequence[str] | None) -> dict:
     if Path(path).is_file() and Path(path).stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
     header = next(text_records(path), None)
@@ -211,14 +234,34 @@ def _read_csv(path: str, target: str, columns: Sequence[str] | None) -> pa.Table
         raise DataError(f"{path}: the file is empty")
     chosen = select_columns(path, header[1], target, columns)
     types = {name: pa.large_string() for name in chosen} | {target: pa.float64()}
+    convert = pyarrow.csv.ConvertOptions(column_types=types, include_columns=chosen, strings_can_be_null=False)
+    return {"parse_options": pyarrow.csv.ParseOptions(newlines_in_values=True), "convert_options": convert}
+
+
+def _values_like(path: str, target: str, like: Predictions) -> np.ndarray | None:
+    """The values of a CSV whose ids are those of `like` in the same order, float64 [N]; else None.
+
+    The file passes through in blocks and its ids are never held, which takes a fraction of the memory of a table. None
+    also for a file that cannot be parsed: reading it the other way finds out why.
+    """
+    values, start = np.empty(len(like)), 0
     try:
-        return pyarrow.csv.read_csv(
-            path,
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=types, include_columns=chosen, strings_can_be_null=False
-            ),
-        )
+        read_options = pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES)
+        with pyarrow.csv.open_csv(path, read_options=read_options, **_csv_options(path, target, ())) as reader:
+            for block in reader:
+                stop = start + len(block)
+                if stop > len(like) or not block[ID_COLUMN].equals(like.ids.slice(start, len(block))):
+                    return None
+                values[start:stop] = to_numpy(block[target])
+                start = stop
+    except pa.ArrowInvalid:
+        return None
+    return values if start == len(like) else None
+
+
+def _read_csv(path: str, target: str, columns: Sequence[str] | None) -> pa.Table:
+    try:
+        return pyarrow.csv.read_csv(path, **_csv_options(path, target, columns))
     except pa.ArrowInvalid as error:
         problem = _first_problem(_csv_rows(path, target), target, allow_out_of_range=True)
         raise DataError(f"{path}: {problem or error}") from error
@@ -285,12 +328,14 @@ def _first_problem(rows: Iterable[tuple[str, str, object]], target: str, allow_o
 def _output_column(path: str, name: str, values: Sequence, ids: pa.Array) -> pa.Array:
     if len(values) != len(ids):
         raise ValueError(f"column {name!r} has {len(values)} values for {len(ids)} ids")
-    array = combine(values) if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+    if isinstance(values, np.ndarray) and values.dtype in (np.float64, np.int64):
+        array = from_numpy(values)
+    else:
+        array = combine(values) if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
     if not (pa.types.is_floating(array.type) or pa.types.is_integer(array.type)):
         return array.cast(pa.large_string())
     array = array.cast(pa.float64()) if pa.types.is_floating(array.type) else array
-    finite = pc.fill_null(pc.is_finite(array), False)
-    if not pc.all(finite, min_count=0).as_py():
-        row = pc.index(finite, False).as_py()
+    if array.null_count or not pc.all(pc.is_finite(array), min_count=0).as_py():
+        row = pc.index(pc.fill_null(pc.is_finite(array), False), False).as_py()
         raise DataError(f"{path}: {name} of {ids[row].as_py()!r} is {array[row].as_py()}, not a finite number")
     return array

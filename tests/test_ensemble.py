@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from lmm_ecr.cli import app
-from lmm_ecr.ensemble import EnsembleOptions, ensemble, parse_weights, write_ensemble
+from lmm_ecr.ensemble import ensemble, write_ensemble
 from lmm_ecr.ensemble_methods import FITTED, METHODS
+from lmm_ecr.ensemble_options import EnsembleOptions, parse_weights
 from lmm_ecr.errors import ConfigError, DataError, LmmEcrError
 from lmm_ecr.metrics import evaluate_predictions
 
@@ -71,6 +72,27 @@ def test_any_order_of_the_command_line(project, data, method):
     assert scores_by_id(ensemble(order, EnsembleOptions(method))) == scores_by_id(
         ensemble(paths, EnsembleOptions(method))
     )
+
+
+def test_a_streamed_mean_is_the_same_mean(project, tmp_path):
+    paths, _ = project
+    same_order = []  # two files in one order of rows, the third in another
+    for path in paths[:2]:
+        same_order.append(tmp_path / path.name)
+        pd.read_csv(path, dtype=str).sort_values("Id").to_csv(same_order[-1], index=False)
+    for files in (paths, paths[::-1], [*same_order, paths[2]], paths[:1]):
+        kept, streamed = (ensemble(files, EnsembleOptions(keep_members=keep)) for keep in (True, False))
+        np.testing.assert_array_equal(streamed.scores, kept.scores)
+        assert streamed.members.ids == kept.members.ids
+        assert streamed.summary == kept.summary
+        assert streamed.members.values is None
+    write_ensemble(kept, tmp_path / "out.csv", save=tmp_path / "recipe.json")
+    with pytest.raises(DataError, match="missing: good"):
+        ensemble(paths[1:2], EnsembleOptions(apply=tmp_path / "recipe.json", keep_members=False))
+    short = tmp_path / "short.csv"
+    pd.read_csv(paths[1]).iloc[1:].to_csv(short, index=False)
+    with pytest.raises(DataError, match=r"short.csv lacks 1 of the 300 ids of .*good.csv"):
+        ensemble([paths[0], short], EnsembleOptions(keep_members=False))
 
 
 @pytest.mark.parametrize("method", FITTED)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import rankdata
 
-from lmm_ecr.ensemble_folds import fold_of, hash_order, id_hashes
 from lmm_ecr.ensemble_fit import cross_validate, fit
+from lmm_ecr.ensemble_folds import fold_of, hash_order, id_hashes
 from lmm_ecr.ensemble_methods import FITTED, METHODS, Combination, Scale, combine, spread, without_member
 from lmm_ecr.ensemble_search import (
     FinalScore,

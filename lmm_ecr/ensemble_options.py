@@ -1,0 +1,102 @@
+"""What `lmm-ecr ensemble` is asked to do, checked before anything is read."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .ensemble_methods import FITTED, METHODS
+from .errors import ConfigError
+from .outputs import check_output
+
+
+@dataclass(frozen=True)
+class EnsembleOptions:
+    """What to do; see `lmm-ecr ensemble --help`. Contradictions are a ConfigError at construction.
+
+    keep_members: False lets a mean without labels be taken while the files are read, in the memory of two of them; the
+    result's `members.values` may be None then.
+    """
+
+    method: str | None = None
+    weights: Sequence[float] | None = None
+    labels: str | os.PathLike | None = None
+    target: str | None = None
+    label_column: str | None = None
+    missing: str = "error"
+    apply: str | os.PathLike | None = None
+    resamples: int = 1000
+    seed: int = 0
+    keep_members: bool = True
+
+    def __post_init__(self):
+        if self.method is not None and self.method not in METHODS:
+            raise ConfigError(f"--method is {self.method!r}; choose {', '.join(METHODS)}")
+        if self.resamples < 0:
+            raise ConfigError(f"--resamples is {self.resamples}; give 0 (no intervals) or more")
+        if self.label_column is not None and self.labels is None:
+            raise ConfigError("--label-column names a column of --labels, which is not given")
+        if self.apply is not None:
+            for flag, value in (("--method", self.method), ("--weights", self.weights)):
+                if value is not None:
+                    raise ConfigError(f"{flag} contradicts --apply: the recipe has method and weights already")
+            return
+        if self.weights is not None:
+            self._check_weights()
+        elif self.method in FITTED and self.labels is None:
+            given = "--weights 0.3,0.7 or --labels FILE" if self.method == "weighted" else "--labels FILE"
+            raise ConfigError(f"--method {self.method} needs {given}")
+
+    def _check_weights(self):
+        if self.method not in (None, "weighted"):
+            raise ConfigError(f"--weights contradicts --method {self.method}; weights are for --method weighted")
+        if self.labels is not None:
+            raise ConfigError(
+                "--weights gives the weights and --labels would fit them: leave out one of the two; "
+                "`lmm-ecr evaluate` scores a file made with given weights"
+            )
+        for weight in self.weights:
+            if not np.isfinite(weight) or weight < 0:
+                raise ConfigError(f"--weights has {weight}; weights are finite and not negative")
+        if not sum(self.weights) > 0:
+            raise ConfigError("--weights are all zero; at least one must be positive")
+
+
+def parse_weights(text: str | None) -> list[float] | None:
+    """Numbers from the text of `--weights`, "0.3,0.7".
+
+    Raises:
+        ConfigError: a part that is not a number.
+    """
+    if text is None:
+        return None
+    weights = []
+    for part in text.split(","):
+        try:
+            weights.append(float(part))
+        except ValueError:
+            raise ConfigError(f"--weights {text!r}: {part!r} is not a number; write them as 0.3,0.7") from None
+    return weights
+
+
+def check_outputs(
+    paths: Sequence[str | os.PathLike], options: EnsembleOptions, output: str | os.PathLike, force: bool, **others
+) -> None:
+    """Refuse outputs among the inputs, two outputs in one file, and (without `force`) an existing `output`.
+
+    `others`: the further files to be written, by the name of their flag; None for those not asked for.
+    """
+    if others.get("report") is not None and options.labels is None:
+        raise ConfigError("--report shows how good the scores are and needs --labels")
+    inputs = [*paths, *(path for path in (options.labels, options.apply) if path is not None)]
+    check_output(output, inputs=inputs, force=force)
+    written = {} if os.fspath(output) == "-" else {os.path.realpath(output): "--output"}
+    for flag, path in others.items():
+        if path is None:
+            continue
+        check_output(path, inputs=inputs, force=True)
+        real = os.path.realpath(path)
+        if real in written:
+            raise ConfigError(f"--{flag} and {written[real]} name the same file, {path}")
+        written[real] = f"--{flag}"
