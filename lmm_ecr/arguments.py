@@ -42,7 +42,7 @@ class ModelArguments:
     )
     head_hidden_size: int = _option(2048, "Width of the hidden layer of the regression head.")
     head_dropout: float = _option(0.1, "Dropout before both linear layers of the head.")
-    label_transform: Literal["identity", "z-score", "logit", "rank-normal"] = _option(
+    label_transform: Literal["identity", "z-score", "percent", "logit", "rank-normal"] = _option(
         "z-score", "Scale the head is trained on; fitted on the training labels, inverted at prediction."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = _option(
@@ -88,6 +88,23 @@ class DataArguments:
     max_pixels: int | None = _option(
         None, "Most pixels per frame after the resize (families with flexible resolution)."
     )
+    image_aspect_ratio: Literal["square", "pad"] | None = _option(
+        None, "Frames to the model's square: squeezed, or padded with grey first (families with a fixed resolution)."
+    )
+    audio_mode: Literal["first_n_seconds", "whole"] | None = _option(None, "Which part of the sound is read.")
+    audio_seconds: float | None = _option(None, "Seconds of sound for --audio_mode first_n_seconds.")
+    audio_windows: Literal["reference", "all"] | None = _option(
+        None, "What is heard of it: eight windows of 2 s spread over it (the published code's choice), or all."
+    )
+    audio_padding_seconds: float | None = _option(
+        None, "Silence is added up to this length and heard like sound; 0 adds none, and batches are padded and masked."
+    )
+    missing_audio: Literal["no_tokens", "silence"] | None = _option(
+        None, "A clip without a sound track: nothing in its place, or silence."
+    )
+    reference_compatible: bool = _option(
+        False, "Preprocessing of the model family's published code, number for number, its rounding included."
+    )
     max_title_tokens: int | None = _option(None, "Longer titles are cut (and counted).")
     max_description_tokens: int | None = _option(None, "Longer descriptions are cut (and counted).")
     prompt_template: str | None = _option(None, "The question, with the fields {title} and {description}.")
@@ -106,20 +123,20 @@ class DataArguments:
 
 @dataclass
 class TuningArguments:
-    """How each part of the model is tuned. Parts a model does not have must keep their defaults."""
+    """How each part of the model is tuned. None keeps the model family's default, and must stay for parts it lacks."""
 
-    vision: Mode = _option("train", "Vision encoder: train all weights, freeze, or adapt with LoRA.")
-    projector: Mode = _option("train", "Projector (merger, connector) from vision to the language model.")
-    language_model: Mode = _option("train", "Language model.")
-    audio: Mode = _option("train", "Audio encoder.")
-    audio_projector: Mode = _option("train", "Projector from sound to the language model.")
-    head: Literal["train", "freeze"] = _option("train", "Pooling and regression head.")
-    vision_learning_rate: float | None = _option(2e-6, "Default: the winning team's; empty: --learning_rate.")
+    vision: Mode | None = _option(None, "Vision encoder: train all weights, freeze, or adapt with LoRA.")
+    projector: Mode | None = _option(None, "Projector (merger, connector) from vision to the language model.")
+    language_model: Mode | None = _option(None, "Language model.")
+    audio: Mode | None = _option(None, "Audio encoder.")
+    audio_projector: Mode | None = _option(None, "Projector from sound to the language model.")
+    head: Literal["train", "freeze"] | None = _option(None, "Pooling and regression head.")
+    vision_learning_rate: float | None = _option(None, "Default: the family's (Qwen2.5-VL 2e-6), or --learning_rate.")
     projector_learning_rate: float | None = _option(None, "Default: --learning_rate.")
     language_model_learning_rate: float | None = _option(None, "Default: --learning_rate.")
     audio_learning_rate: float | None = _option(None, "Default: --learning_rate.")
     audio_projector_learning_rate: float | None = _option(None, "Default: --learning_rate.")
-    head_learning_rate: float | None = _option(1e-4, "The head starts from random weights and learns faster.")
+    head_learning_rate: float | None = _option(None, "Default: the family's (Qwen2.5-VL 1e-4), or --learning_rate.")
     lora_rank: int = _option(16, "Rank of the LoRA matrices.")
     lora_alpha: float = _option(32.0, "LoRA updates are scaled by alpha / rank.")
     lora_dropout: float = _option(0.05, "Dropout on the input of the LoRA matrices.")
@@ -132,7 +149,7 @@ class TuningArguments:
             if item.name.endswith("learning_rate") and value is not None and not 0 <= value < math.inf:
                 raise ConfigError(f"--{item.name} must be finite and not negative, got {value}")
 
-    def mode(self, part: str) -> str:
+    def mode(self, part: str) -> str | None:
         return getattr(self, part)
 
     def learning_rate(self, part: str, default: float) -> float:
@@ -161,7 +178,9 @@ class EcrTrainingArguments(TrainingArguments):
         list, "Inputs to destroy in extra final evaluations: blank-text, shuffle-frames, mute."
     )
     bootstrap_resamples: int = _option(1000, "Resamples behind the 95 % intervals of the final metrics.")
-    learning_rate: float = _option(1e-5, "Learning rate of every part without its own.")
+    learning_rate: float = _option(
+        1e-5, "Learning rate of every part without its own. Recipes' default: the family's (VideoLLaMA2 5e-5)."
+    )
     lr_scheduler_type: str = _option("cosine", "Learning rate schedule.")
     warmup_steps: float = _option(0.03, "Warm-up: a share of all steps if below 1, else steps.")
     num_train_epochs: float = _option(1.0, "Passes over the training clips.")
@@ -197,7 +216,7 @@ class RecipeArguments:
     data: DataArguments
     tuning: TuningArguments
     training: EcrTrainingArguments
-    explicit: set[str]  # names given in the YAML file or on the command line
+    explicit: set[str]  # names given in the embedded default, in the YAML file or on the command line
 
     def to_dict(self) -> dict[str, Any]:
         """Resolved values by group, ready for JSON; secrets are left out."""
@@ -245,6 +264,7 @@ def parse_arguments(
         explicit |= {name.replace("-", "_") for name, value in values.items() if value is not None}
     elif known.model is None and embedded:
         layers += _as_flags(embedded, parser, "the embedded default")
+        explicit |= set(embedded)
     explicit |= {a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")}
     *groups, namespace, unknown = parser.parse_args_into_dataclasses(
         args=layers + argv, return_remaining_strings=True, look_for_args_file=False

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig
 
 from .arguments import EcrTrainingArguments, TuningArguments
 from .data.dataset import ClipDataset, Collator, split_batch
@@ -23,7 +22,7 @@ from .data.decode import Clip
 from .data.manifest import Manifest, ManifestRow
 from .data.processor import ClipProcessor
 from .errors import ConfigError
-from .models.families import get_family
+from .models.families import family_of
 from .models.regression import LmmRegressor
 from .training.meter import peak_memory_gb
 from .training.trainer import EcrTrainer
@@ -181,7 +180,7 @@ def bench_model(
         device = "cuda" if torch.cuda.is_available() else "cpu"
         regressor, processor = random_regressor(random, device=device, **loading)
     else:
-        family = get_family(AutoConfig.from_pretrained(model).model_type)
+        family = family_of(model)
         processor = family.processor_class.from_backbone(model)
         regressor = LmmRegressor.from_backbone(
             model, image_mean=processor.image_mean, image_std=processor.image_std, **loading

@@ -243,15 +243,10 @@ def prepare_table(
 
 
 def _configured_processor(config: str | Path) -> ClipProcessor:
-    from transformers import AutoConfig
-
     from .arguments import parse_arguments
-    from .models.families import get_family
-    from .training.setup import preprocessing_spec
+    from .training.setup import build_processor
 
     args = parse_arguments(["--config", str(config)])
     if args.model.model is None:
         raise ConfigError(f"{config} names no model")
-    family = get_family(AutoConfig.from_pretrained(args.model.model, revision=args.model.model_revision).model_type)
-    processor = family.processor_class
-    return processor.from_backbone(args.model.model, preprocessing_spec(args, processor.spec_class()))
+    return build_processor(args, args.model.model)

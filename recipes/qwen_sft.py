@@ -14,15 +14,14 @@ from lmm_ecr.arguments import parse_arguments
 from lmm_ecr.console import run_program
 from lmm_ecr.data.prompt import DEFAULT_TEMPLATE
 from lmm_ecr.data.synthetic import PROMPT_TEXTS, SyntheticSpec
-from lmm_ecr.models.qwen2_5_vl import Qwen25VLProcessor, Qwen25VLSpec
 from lmm_ecr.models.tiny import write_tiny_qwen2_5_vl
 from lmm_ecr.training.finish import finish_run, print_summary
 from lmm_ecr.training.setup import (
     build_model,
+    build_processor,
     embedded_dataset,
     load_datasets,
     prepare_output_dir,
-    preprocessing_spec,
     tiny_checkpoint,
 )
 from lmm_ecr.training.trainer import EcrTrainer
@@ -54,7 +53,7 @@ def main() -> None:
     backbone = args.model.model or tiny_checkpoint(
         args, "qwen2_5_vl", lambda path: write_tiny_qwen2_5_vl(path, [DEFAULT_TEMPLATE, *PROMPT_TEXTS])
     )
-    processor = Qwen25VLProcessor.from_backbone(backbone, preprocessing_spec(args, Qwen25VLSpec()))
+    processor = build_processor(args, backbone, "qwen2_5_vl")
     if args.data.train_data:
         data = load_datasets(args, processor)
     else:

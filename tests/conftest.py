@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: a tiny random Qwen2.5-VL checkpoint and a few generated clips, made once per session.
+"""Fixtures shared by all tests: tiny random checkpoints and a few generated clips, made once per session.
 
 Everything here is read-only for tests: copy a directory before changing it.
 """
@@ -29,6 +29,17 @@ def tiny_qwen(tmp_path_factory) -> Path:
     from lmm_ecr.models.tiny import write_tiny_qwen2_5_vl
 
     return write_tiny_qwen2_5_vl(tmp_path_factory.mktemp("tiny_qwen"), [DEFAULT_TEMPLATE, *PROMPT_TEXTS])
+
+
+@pytest.fixture(scope="session")
+def tiny_videollama2(tmp_path_factory) -> Path:
+    """Directory of a tiny random VideoLLaMA2.1-AV backbone."""
+    from lmm_ecr.data.prompt import DEFAULT_TEMPLATE
+    from lmm_ecr.data.synthetic import PROMPT_TEXTS
+    from lmm_ecr.models.tiny_videollama2 import write_tiny_videollama2
+
+    directory = tmp_path_factory.mktemp("tiny_videollama2")
+    return write_tiny_videollama2(directory, [DEFAULT_TEMPLATE, *PROMPT_TEXTS])
 
 
 @pytest.fixture(scope="session")

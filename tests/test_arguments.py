@@ -35,15 +35,12 @@ def error_of(argv, **options) -> str:
     return str(caught.value)
 
 
-def test_defaults_are_those_of_the_winning_team():
+def test_defaults():
+    """Modes and rates of the parts are the family's, see tests/training/test_tuning.py."""
     args = parse_arguments([])
-    assert (args.training.learning_rate, args.tuning.vision_learning_rate) == (1e-5, 2e-6)
-    assert args.tuning.learning_rate("vision", args.training.learning_rate) == 2e-6
-    assert args.tuning.learning_rate("language_model", args.training.learning_rate) == 1e-5
-    assert args.tuning.learning_rate("head", args.training.learning_rate) == 1e-4
+    assert all(getattr(args.tuning, part) is None for part in ("vision", "audio", "head", "vision_learning_rate"))
     assert (args.training.num_train_epochs, args.training.lr_scheduler_type) == (1.0, "cosine")
     assert (args.model.pooling, args.data.targets, args.training.loss) == ("mean", ["ECR"], "mse")
-    assert args.tuning.mode("vision") == "train"
     assert args.explicit == set()
 
 
@@ -59,7 +56,7 @@ def test_embedded_default_applies_to_runs_without_config_and_model(config):
     embedded = {"num_frames": 3, "eval_ablations": ["mute"], "head_dropout": 0.0}
     args = parse_arguments([], embedded=embedded)
     assert (args.data.num_frames, args.training.eval_ablations, args.model.head_dropout) == (3, ["mute"], 0.0)
-    assert args.explicit == set()
+    assert args.explicit == set(embedded)
     assert parse_arguments(["--num_frames", "4", "--eval_ablations"], embedded=embedded).data.num_frames == 4
     assert parse_arguments(["--eval_ablations"], embedded=embedded).training.eval_ablations == []
     assert parse_arguments(["--model", "some/model"], embedded=embedded).data.num_frames is None

@@ -116,17 +116,20 @@ class ClipProcessor(PushToHubMixin, ABC):
     def from_pretrained(cls, directory: str | Path) -> "ClipProcessor":
         """The processor saved in a checkpoint directory; the family is read from the directory.
 
-        Raises ConfigError if preprocessing.json is missing, of a newer format or malformed.
+        A checkpoint in another code base's layout gets that code's preprocessing. Raises ConfigError if preprocessing.json
+        is missing, of a newer format or malformed.
         """
+        from ..models.families import FAMILIES, foreign_family
+
         directory = resolve_directory(directory)
         path = directory / SPEC_FILE
+        if not path.is_file() and (family := foreign_family(directory)):
+            return family.processor_class.from_backbone(str(directory))
         if not path.is_file():
             raise ConfigError(f"{directory} is no model directory of this package: {SPEC_FILE} is missing")
         saved = read_json(path)
         if saved.get("format") != FORMAT_VERSION:
             raise ConfigError(f"{path}: format {saved.get('format')!r}, this version reads {FORMAT_VERSION}")
-        from ..models.families import FAMILIES
-
         family = next((f for f in FAMILIES if f.name == saved.get("family")), None)
         if family is None:
             raise ConfigError(f"{path}: unknown family {saved.get('family')!r}; known: {[f.name for f in FAMILIES]}")

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ..errors import ConfigError
+from ..files import read_json
 from .head import PretrainedHead
 
 if TYPE_CHECKING:
@@ -69,9 +70,7 @@ class Family:
 
     def read_head(self, path: str | Path) -> PretrainedHead | None:
         """The regression head of a checkpoint directory in another code base's layout; None if it has none."""
-        if read_model_type(path) not in self.foreign_model_types:
-            return None
-        return self._module().read_head(path)
+        return self._module().read_head(path) if foreign_family(path) is self else None
 
     def backbone_inputs(self, config, inputs: dict[str, Any]) -> dict[str, Any]:
         """A batch (input_ids, attention_mask and the family's tensors) as the backbone's `forward` takes it."""
@@ -142,6 +141,13 @@ def read_model_type(name_or_path: str | Path, revision: str | None = None) -> st
 def family_of(name_or_path: str | Path, revision: str | None = None) -> Family:
     """The family of a pretrained backbone: a directory or a hub name. Raises ConfigError if it is of none."""
     return get_family(read_model_type(name_or_path, revision))
+
+
+def foreign_family(directory: str | Path) -> Family | None:
+    """The family of a checkpoint directory in another code base's layout; None for any other directory."""
+    path = Path(directory) / "config.json"
+    model_type = read_json(path).get("model_type") if path.is_file() else None
+    return next((family for family in FAMILIES if model_type in family.foreign_model_types), None)
 
 
 def get_family(model_type: str) -> Family:

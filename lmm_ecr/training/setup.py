@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..arguments import RecipeArguments
+from ..data.audio import AudioSpec
 from ..data.cache import PreparedReader, is_prepared, read_prepared_manifest
 from ..data.dataset import ClipDataset, FileReader
 from ..data.manifest import Manifest, read_manifest
@@ -21,12 +22,14 @@ from ..data.processor import ClipProcessor, PreprocessingSpec
 from ..data.synthetic import SyntheticSpec, generate_dataset
 from ..errors import ConfigError, DataError
 from ..label_transforms import fit_label_transform
+from ..models.families import Family, family_of
 from ..models.regression import LmmRegressor
 from ..models.tiny import TINY_VERSION
 from ..prepare import prepare
 from ..progress import progress_bar
 from .checkpoints import last_complete_checkpoint
-from .tuning import apply_tuning
+from .launch import check_launch
+from .tuning import apply_tuning, resolve_tuning
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +45,11 @@ class Datasets:
 def prepare_output_dir(args: RecipeArguments, recipe: str) -> Path | None:
     """Check and make the output directory (`runs/<recipe>` by default); returns the checkpoint to resume from, if any.
 
-    Raises ConfigError if the directory holds an earlier run and neither resuming nor overwriting was asked for, or if a
-    named checkpoint is incomplete.
+    Checks the launch first (see `check_launch`). Raises ConfigError if the directory holds an earlier run and neither
+    resuming nor overwriting was asked for, or if a named checkpoint is incomplete.
     """
     training = args.training
-    if training.n_gpu > 1:
-        raise ConfigError(
-            f"{training.n_gpu} GPUs are visible to one process: start with `accelerate launch` (one process per GPU), "
-            "or show it a single one with CUDA_VISIBLE_DEVICES"
-        )
+    check_launch(training)
     if "output_dir" not in args.explicit:
         training.output_dir = f"runs/{recipe}"
     output = Path(training.output_dir)
@@ -146,9 +145,36 @@ def _split(dataset: ClipDataset, fraction: float) -> tuple[ClipDataset, ClipData
     return tuple(ClipDataset(part, dataset.processor, dataset.reader) for part in parts)
 
 
-def preprocessing_spec(args: RecipeArguments, default: PreprocessingSpec) -> PreprocessingSpec:
-    """The family's default preprocessing with what the arguments change."""
-    data = args.data
+def build_processor(args: RecipeArguments, backbone: str, family: str | None = None) -> ClipProcessor:
+    """The processor for `backbone` (a directory or hub name) with the preprocessing that the arguments ask for.
+
+    Also fills what `args` leaves to the model's family: modes and learning rates of its parts. family: the only one that
+    is accepted. Raises ConfigError for another one, and for settings that the family does not have.
+    """
+    found = family_of(backbone, args.model.model_revision)
+    if family not in (None, found.name):
+        raise ConfigError(f"--model {backbone} is a {found.name} model; this recipe is for {family}")
+    args.tuning = resolve_tuning(args.tuning, found)
+    if "learning_rate" not in args.explicit:
+        args.training.learning_rate = found.learning_rate
+    revision = {} if args.model.model_revision is None else {"revision": args.model.model_revision}
+    processor = found.processor_class
+    return processor.from_backbone(backbone, preprocessing_spec(args, processor), **revision)
+
+
+# Flags that are fields of a family's preprocessing spec under the same name.
+_SPEC_FLAGS = ("max_pixels", "image_aspect_ratio", "audio_windows", "audio_padding_seconds", "missing_audio")
+
+
+def preprocessing_spec(args: RecipeArguments, processor: type[ClipProcessor]) -> PreprocessingSpec:
+    """The default preprocessing of the processor's family with what the arguments change.
+
+    Raises ConfigError for a flag that says something the family does not have.
+    """
+    data, spec_class, family = args.data, processor.spec_class, processor.family
+    if data.reference_compatible and not hasattr(spec_class, "reference"):
+        raise ConfigError(f"--reference_compatible: the {family} family has no other preprocessing than its default")
+    default = spec_class.reference() if data.reference_compatible else spec_class()
     sampling = {
         "mode": data.frame_sampling,
         "num_frames": data.num_frames,
@@ -160,16 +186,29 @@ def preprocessing_spec(args: RecipeArguments, default: PreprocessingSpec) -> Pre
         "max_title_tokens": data.max_title_tokens,
         "max_description_tokens": data.max_description_tokens,
     }
-    changes = {
-        "sampling": replace(default.sampling, **_given(sampling)),
-        "prompt": replace(default.prompt, **_given(prompt)),
-    }
-    if data.max_pixels is not None:
-        if not hasattr(default, "max_pixels"):
-            raise ConfigError("--max_pixels: this model family has a fixed resolution")
-        changes["max_pixels"] = data.max_pixels
+    changes = _given({name: getattr(data, name) for name in _SPEC_FLAGS})
+    for name in changes:
+        if not hasattr(default, name):
+            raise ConfigError(f"--{name}: a {family} model has no such setting")
+    if changes.get("audio_padding_seconds") == 0:
+        changes["audio_padding_seconds"] = None
+    if "max_pixels" in changes:
         changes["min_pixels"] = min(default.min_pixels, data.max_pixels)
+    audio = _given({"mode": data.audio_mode, "seconds": data.audio_seconds})
+    if audio:
+        changes["audio"] = _audio_spec(default, audio, family)
+    changes["sampling"] = replace(default.sampling, **_given(sampling))
+    changes["prompt"] = replace(default.prompt, **_given(prompt))
     return replace(default, **changes)
+
+
+def _audio_spec(default: PreprocessingSpec, changes: dict, family: str) -> AudioSpec:
+    if default.audio is None:
+        raise ConfigError(f"--audio_{next(iter(changes))}: a {family} model hears no sound")
+    audio = replace(default.audio, **changes)
+    if "seconds" in changes and audio.mode == "whole":
+        raise ConfigError("--audio_seconds has no effect on the whole sound: add --audio_mode first_n_seconds")
+    return audio
 
 
 def _given(values: dict) -> dict:
@@ -196,7 +235,7 @@ def build_model(args: RecipeArguments, backbone: str, processor: ClipProcessor, 
         image_mean=processor.image_mean,
         image_std=processor.image_std,
         revision=args.model.model_revision,
-        dtype=backbone_dtype(args),
+        dtype=backbone_dtype(args, family_of(backbone, args.model.model_revision)),
         attn_implementation=args.model.attn_implementation,
     )
     return apply_tuning(model, args.tuning)
@@ -211,13 +250,12 @@ def check_attention(implementation: str) -> None:
             raise ConfigError("--attn_implementation flash_attention_2 needs a GPU; use sdpa")
 
 
-def backbone_dtype(args: RecipeArguments) -> torch.dtype:
+def backbone_dtype(args: RecipeArguments, family: Family) -> torch.dtype:
     """dtype of the backbone's weights, see `ModelArguments.dtype`."""
     if args.model.dtype != "auto":
         return getattr(torch, args.model.dtype)
-    tuning = args.tuning
-    trained = [tuning.vision, tuning.projector, tuning.language_model, tuning.audio, tuning.audio_projector]
-    no_full_training = "train" not in trained
+    tuning = resolve_tuning(args.tuning, family)
+    no_full_training = "train" not in [tuning.mode(part) for part in family.parts]
     if args.training.bf16 and (no_full_training or args.training.deepspeed):
         return torch.bfloat16
     return torch.float32

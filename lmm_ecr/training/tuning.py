@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from ..models.families import HEAD_PART, Family, linear_layers
 from ..models.regression import LmmRegressor, unwrap_regressor
 
 _HEAD_NAMES = ("regression_head", "pooling")
+PARTS = ("vision", "projector", "language_model", "audio", "audio_projector", HEAD_PART)  # of all families
 
 
 def part_of(name: str, family: Family) -> str:
@@ -27,6 +29,23 @@ def part_of(name: str, family: Family) -> str:
     return family.part_of(match[2])
 
 
+def resolve_tuning(tuning: TuningArguments, family: Family) -> TuningArguments:
+    """`tuning` with the family's defaults where it says nothing. A rate that stays None is --learning_rate.
+
+    Raises ConfigError for settings of parts that the family does not have.
+    """
+    parts = [*family.parts, HEAD_PART]
+    values = {}
+    for part in PARTS:
+        rate = getattr(tuning, f"{part}_learning_rate")
+        if part in parts:
+            values[part] = tuning.mode(part) or family.default_modes.get(part, "train")
+            values[f"{part}_learning_rate"] = family.learning_rates.get(part) if rate is None else rate
+        elif tuning.mode(part) is not None or rate is not None:
+            raise ConfigError(f"--{part} is set, but a {family.name} model has only the parts {', '.join(parts)}")
+    return replace(tuning, **values)
+
+
 def apply_tuning(model: LmmRegressor, tuning: TuningArguments) -> nn.Module:
     """Freeze, train or adapt each part of `model` as asked.
 
@@ -35,13 +54,8 @@ def apply_tuning(model: LmmRegressor, tuning: TuningArguments) -> nn.Module:
     parts this family does not have, or if nothing is left to train.
     """
     family = model.family
+    tuning = resolve_tuning(tuning, family)
     parts = [*family.parts, HEAD_PART]
-    defaults = TuningArguments()
-    for name in ("vision", "projector", "language_model", "audio", "audio_projector"):
-        rate = f"{name}_learning_rate"
-        changed = getattr(tuning, name) != getattr(defaults, name) or getattr(tuning, rate) != getattr(defaults, rate)
-        if name not in parts and changed:
-            raise ConfigError(f"--{name} is set, but a {family.name} model has only the parts {', '.join(parts)}")
     modes = {part: tuning.mode(part) for part in parts}
     if set(modes.values()) == {"freeze"}:
         raise ConfigError(f"every part is frozen, so there is nothing to train: set one of {', '.join(parts)} to train")
@@ -84,6 +98,7 @@ def parameter_groups(
     group belongs to one part; anything else is a bug and raises AssertionError.
     """
     family = unwrap_regressor(model).family
+    tuning = resolve_tuning(tuning, family)
     groups: dict[tuple[str, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -107,6 +122,7 @@ def parameter_groups(
 def tuning_table(model: nn.Module, tuning: TuningArguments, learning_rate: float) -> list[dict]:
     """One row per part: part, mode, parameters, trainable, learning_rate (None if frozen)."""
     family = unwrap_regressor(model).family
+    tuning = resolve_tuning(tuning, family)
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for name, parameter in model.named_parameters():
         if ".original_module." in name:  # PEFT keeps the frozen original beside the trained copy

@@ -207,7 +207,7 @@ def test_processor_for_a_reference_checkpoint(tokenizer, tmp_path):
     write_reference_checkpoint(tmp_path, golden_state(), config)
     tokenizer.save_pretrained(tmp_path)
     processor = VideoLlama2Processor.from_backbone(tmp_path)
-    assert processor.spec == VideoLlama2Spec(sampling=FrameSampling(num_frames=6), image_aspect_ratio="pad")
+    assert processor.spec == VideoLlama2Spec.reference(sampling=FrameSampling(num_frames=6), image_aspect_ratio="pad")
     assert processor.config.vision_config.image_size == 46
     assert VideoLlama2Processor.from_backbone(tmp_path, VideoLlama2Spec()).spec == VideoLlama2Spec()
 

@@ -8,13 +8,19 @@ import torch
 
 from lmm_ecr.arguments import TuningArguments
 from lmm_ecr.errors import ConfigError
+from lmm_ecr.models.families import get_family
 from lmm_ecr.models.regression import LmmRegressor
-from lmm_ecr.training.tuning import apply_tuning, parameter_groups, part_of, tuning_table
+from lmm_ecr.training.tuning import PARTS, apply_tuning, parameter_groups, part_of, resolve_tuning, tuning_table
 
 
 @pytest.fixture
 def model(tiny_qwen):
     return LmmRegressor.from_backbone(str(tiny_qwen), head_hidden_size=8, pooling="attention")
+
+
+@pytest.fixture
+def sound_model(tiny_videollama2):
+    return LmmRegressor.from_backbone(str(tiny_videollama2), head_hidden_size=8)
 
 
 def parts_of(groups):
@@ -28,6 +34,60 @@ def test_default_is_the_winning_teams_rates(model):
     assert len(grouped) == len({id(p) for p in grouped}) == len(list(model.parameters()))
     for group in groups:
         assert all((p.dim() >= 2) == (group["weight_decay"] == 0.1) for p in group["params"])
+
+
+def test_videollama2_freezes_vision_and_trains_the_rest_at_one_rate(sound_model):
+    """The winning team's run: 5e-5 everywhere. No shared code names the family: its entry says so."""
+    family = get_family("videollama2_av")
+    tuned = apply_tuning(sound_model, TuningArguments())
+    groups = parameter_groups(tuned, TuningArguments(), family.learning_rate)
+    trained = ("projector", "language_model", "audio", "audio_projector", "head")
+    assert parts_of(groups) == dict.fromkeys(trained, 5e-5)
+    frozen = [name for name, parameter in tuned.named_parameters() if not parameter.requires_grad]
+    assert frozen == [f"backbone.{name}" for name, _ in tuned.backbone.named_parameters() if "vision_encoder" in name]
+    asked = TuningArguments(vision="train", audio="freeze", audio_projector_learning_rate=1e-3)
+    groups = parameter_groups(apply_tuning(sound_model, asked), asked, 1e-5)
+    rates = dict.fromkeys(("vision", "projector", "language_model", "head"), 1e-5) | {"audio_projector": 1e-3}
+    assert parts_of(groups) == rates
+
+
+def test_defaults_of_the_family_fill_what_is_not_said():
+    qwen, sound = get_family("qwen2_5_vl"), get_family("videollama2_av")
+    asked = TuningArguments(vision="lora", head_learning_rate=3e-4)
+    resolved = resolve_tuning(asked, qwen)
+    assert (resolved.vision, resolved.projector, resolved.head, resolved.audio) == ("lora", "train", "train", None)
+    assert (resolved.vision_learning_rate, resolved.head_learning_rate) == (2e-6, 3e-4)
+    assert resolve_tuning(resolved, qwen) == resolved
+    resolved = resolve_tuning(TuningArguments(), sound)
+    assert (resolved.vision, resolved.audio, resolved.audio_projector) == ("freeze", "train", "train")
+    assert resolved.vision_learning_rate is resolved.head_learning_rate is None  # that is, --learning_rate
+    assert asked == TuningArguments(vision="lora", head_learning_rate=3e-4)
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny_qwen", "tiny_videollama2"])
+def test_each_prefix_of_a_part_holds_parameters(checkpoint, request):
+    backbone = LmmRegressor.from_backbone(str(request.getfixturevalue(checkpoint)), head_hidden_size=8).backbone
+    family = get_family(backbone.config.model_type)
+    names = [name for name, _ in backbone.named_parameters()]
+    assert {family.part_of(name) for name in names} == set(family.parts) <= set(PARTS)
+    for prefix in [p for prefixes in family.parts.values() for p in prefixes]:
+        assert any(name.startswith(prefix + ".") for name in names), prefix
+
+
+def test_lora_on_sound_and_language_model(sound_model):
+    tuning = TuningArguments(projector="freeze", language_model="lora", audio="lora", lora_rank=2)
+    rows = {row["part"]: row for row in tuning_table(apply_tuning(sound_model, tuning), tuning, 1e-4)}
+    assert {part: row["mode"] for part, row in rows.items()} == {
+        "vision": "freeze",
+        "projector": "freeze",
+        "language_model": "lora",
+        "audio": "lora",
+        "audio_projector": "train",
+        "head": "train",
+    }
+    for part, row in rows.items():
+        assert (row["trainable"] == 0) == (row["mode"] == "freeze"), part
+        assert (row["trainable"] == row["parameters"]) == (row["mode"] == "train"), part
 
 
 def test_every_parameter_has_one_part(model):
@@ -109,6 +169,7 @@ def _clip():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"audio": "train"}, r"--audio is set"),
         ({"audio": "freeze"}, r"--audio is set, but a qwen2_5_vl model has only the parts vision, projector"),
         ({"audio_learning_rate": 1e-4}, "--audio is set"),
         (

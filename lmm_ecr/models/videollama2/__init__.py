@@ -9,8 +9,8 @@ from typing import Any
 from lmm_ecr.data.processor import resolve_directory
 from lmm_ecr.label_transforms import PercentTransform
 from lmm_ecr.models.families import check_loading
-from lmm_ecr.models.videollama2.configuration import VideoLlama2Config
 from lmm_ecr.models.head import PretrainedHead
+from lmm_ecr.models.videollama2.configuration import VideoLlama2Config
 from lmm_ecr.models.videollama2.conversion import (
     is_reference_checkpoint,
     load_reference_checkpoint,

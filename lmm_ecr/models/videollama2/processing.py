@@ -13,7 +13,7 @@ from PIL import Image
 from lmm_ecr.data.audio import SAMPLE_RATE, AudioSpec
 from lmm_ecr.data.decode import Clip, ClipInfo
 from lmm_ecr.data.fbank import FRAME_LENGTH, FRAME_SHIFT, kaldi_fbank, num_fbank_frames, pad_audio, reference_audio
-from lmm_ecr.data.processor import ClipProcessor, PreprocessingSpec, pad_tokens
+from lmm_ecr.data.processor import ClipProcessor, PreprocessingSpec, pad_tokens, resolve_directory
 from lmm_ecr.data.prompt import build_prompt, plain_ids
 from lmm_ecr.data.sampling import FrameSampling, check_choice, check_positive
 from lmm_ecr.errors import ConfigError, DataError
@@ -109,21 +109,22 @@ class VideoLlama2Processor(ClipProcessor):
 
     @classmethod
     def from_backbone(cls, name_or_path, spec=None, **options) -> "VideoLlama2Processor":
-        """For a directory with a VideoLLaMA2 backbone or model, in our layout or the reference's.
+        """For a VideoLLaMA2 backbone or model (directory or hub name), in our layout or the reference's.
 
-        Without `spec` a checkpoint in the reference's layout gives its own number of frames and aspect ratio.
+        Without `spec` a checkpoint in the reference's layout gets the reference's preprocessing, with its own number of
+        frames and aspect ratio. options: `revision` of a hub name.
         """
         from transformers import AutoTokenizer
 
-        directory = Path(name_or_path)
+        directory = resolve_directory(name_or_path, options.pop("revision", None))
         if (directory / PROCESSOR_FILE).is_file():
             config = VideoLlama2Config.from_dict(read_json(directory / PROCESSOR_FILE)["backbone_config"])
         elif is_reference_checkpoint(directory):
             config = read_reference_config(directory, ReferenceFiles(directory).shapes)
             spec = spec or _reference_spec(read_json(directory / "config.json"))
         else:
-            config = VideoLlama2Config.from_pretrained(name_or_path, **options)
-        return cls(AutoTokenizer.from_pretrained(name_or_path, **options), config, spec)
+            config = VideoLlama2Config.from_pretrained(directory, **options)
+        return cls(AutoTokenizer.from_pretrained(directory, **options), config, spec)
 
     def _save_files(self, directory: Path) -> None:
         self.tokenizer.save_pretrained(directory)
@@ -261,7 +262,8 @@ class VideoLlama2Processor(ClipProcessor):
 
 def _reference_spec(values: dict[str, Any]) -> VideoLlama2Spec:
     ratio = "pad" if values.get("image_aspect_ratio") == "pad" else "square"
-    return VideoLlama2Spec(sampling=FrameSampling(num_frames=values.get("num_frames", 8)), image_aspect_ratio=ratio)
+    sampling = FrameSampling(num_frames=values.get("num_frames", 8))
+    return VideoLlama2Spec.reference(sampling=sampling, image_aspect_ratio=ratio)
 
 
 def _pad_to_square(frames: np.ndarray) -> np.ndarray:
