@@ -237,6 +237,20 @@ def merge(
 
 
 @app.command()
+def convert(
+    model: str = typer.Option(..., help="Checkpoint of VideoLLaMA2.1-AV, public or fine-tuned by the winning team."),
+    output: Path = typer.Option(..., help="New directory for the converted checkpoint."),
+    dtype: str = typer.Option("auto", help="Precision of the written backbone: auto (as stored), float32, bfloat16."),
+) -> None:
+    """Write a checkpoint of another code base in this package's layout, every tensor accounted for."""
+    from .console import quiet_libraries
+    from .convert import convert_checkpoint
+
+    quiet_libraries()
+    typer.echo(convert_checkpoint(model, output, dtype).describe())
+
+
+@app.command()
 def report(
     predictions: list[Path] = typer.Argument(..., metavar="PRED...", help="Prediction tables: CSV or Parquet."),
     labels: Path = typer.Option(..., help="Table with the measured values and, for the reader, Title and Description."),

@@ -102,6 +102,9 @@ class LmmRegressor(PreTrainedModel):
     def __init__(self, config: LmmRegressorConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
+        if backbone is not None:
+            for module in backbone.modules():  # else post_init draws anew what no from_pretrained has marked as loaded
+                module._is_hf_initialized = True
         hidden_size = config.get_text_config().hidden_size
         self.pooling = Pooling(config.pooling, hidden_size)
         self.regression_head = RegressionHead(
