@@ -7,6 +7,7 @@ JOB.json: backbone, train, eval (tables), videos, output, processes, runs (name 
 """
 
 import json
+import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -17,10 +18,12 @@ import torch
 
 from lmm_ecr.arguments import TuningArguments
 from lmm_ecr.data.manifest import read_manifest
+from lmm_ecr.errors import Preempted
 from lmm_ecr.models.qwen2_5_vl import Qwen25VLProcessor, Qwen25VLSpec
 from lmm_ecr.models.regression import unwrap_regressor
+from lmm_ecr.training.checkpoints import last_complete_checkpoint
 from lmm_ecr.training.finish import save_model
-from tests.training.runs import make_trainer, step_losses
+from tests.training.runs import Interruption, make_trainer, step_losses
 
 CONFIGS = Path(__file__).resolve().parents[2] / "deepspeed_configs"
 LORA = {"vision": "freeze", "projector": "freeze", "language_model": "lora", "lora_rank": 4, "lora_dropout": 0.0}
@@ -55,11 +58,16 @@ def head_state(trainer) -> dict:
 
 
 def run(job: dict, name: str, options: dict) -> None:
-    output = Path(job["output"]) / name
+    output = Path(job["output"]) / options.get("directory", name)
     processes = job["processes"]
     processor = Qwen25VLProcessor.from_backbone(job["backbone"], Qwen25VLSpec(max_pixels=6 * 784, min_pixels=784))
     train = read_manifest(job["train"], job["videos"], targets=["ECR"])
     train = replace(train, rows=train.rows[: options.get("rows", 11)])
+    if "broken" in options:
+        rows = [
+            replace(r, video=Path(job["broken"])) if i in options["broken"] else r for i, r in enumerate(train.rows)
+        ]
+        train = replace(train, rows=rows)
     evaluation = read_manifest(job["eval"], job["videos"], targets=["ECR"])
     evaluation = replace(evaluation, rows=evaluation.rows[:5])
     strategy = options["strategy"]
@@ -84,11 +92,21 @@ def run(job: dict, name: str, options: dict) -> None:
         bf16=options.get("bf16", False),
         dtype="bfloat16" if options.get("bf16") else "float32",
         save_strategy="epoch" if options.get("save") else "no",
+        on_error="skip" if "broken" in options else "fail",
         **arguments,
     )
+    rank = trainer.accelerator.process_index
+    stop = options.get("stop")
+    if stop and rank == processes - 1:  # only one process gets the signal
+        trainer.add_callback(Interruption(stop, signal.SIGUSR1))
     head = head_state(trainer)
     world = (trainer.accelerator.num_processes, str(trainer.accelerator.distributed_type))
-    trainer.train()
+    resume_from = last_complete_checkpoint(output) if options.get("resume") else None
+    try:
+        trainer.train(resume_from and str(resume_from))
+    except Preempted as error:
+        Path(job["output"], f"{name}.{rank}.json").write_text(json.dumps({"stopped": str(error)}))
+        return
     predictions, readable = trainer.score(trainer.eval_dataset)
     if options.get("save"):
         save_model(trainer, output)
@@ -97,14 +115,13 @@ def run(job: dict, name: str, options: dict) -> None:
         "losses": step_losses(trainer).tolist(),
         "predictions": predictions[:, 0].tolist(),
         "readable": readable.tolist(),
-        "eval": [e for e in trainer.state.log_history if "eval_rmse" in e],
+        "eval": [e["eval_rmse"] for e in trainer.state.log_history if "eval_rmse" in e],
+        "rejected": sorted(trainer.notes.rejections),
         "head": head,
         "sharded": hasattr(next(unwrap_regressor(trainer.model).backbone.parameters()), "ds_id"),
         "distinct_scores": _distinct_scores(trainer),
     }
-    rank = trainer.accelerator.process_index
     Path(job["output"], f"{name}.{rank}.json").write_text(json.dumps(result))
-    trainer.accelerator.free_memory()
 
 
 def _distinct_scores(trainer) -> int:
