@@ -218,15 +218,20 @@ class RecipeArguments:
     training: EcrTrainingArguments
     explicit: set[str]  # names given in the embedded default, in the YAML file or on the command line
 
+    @property
+    def generated_clips(self) -> bool:
+        """Whether the run is a demonstration on generated clips."""
+        return self.data.train_data is None
+
     def to_dict(self) -> dict[str, Any]:
-        """Resolved values by group, ready for JSON; secrets are left out."""
-        training = {k: v for k, v in self.training.to_dict().items() if not k.endswith("_token")}
-        return {
+        """Resolved values by group, as JSON knows them; secrets are left out."""
+        values = {
             "model": asdict(self.model),
             "data": asdict(self.data),
             "tuning": asdict(self.tuning),
-            "training": training,
+            "training": {k: v for k, v in self.training.to_dict().items() if not k.endswith("_token")},
         }
+        return json.loads(json.dumps(values, default=str))
 
 
 class _Parser(HfArgumentParser):

@@ -42,7 +42,6 @@ EMBEDDED = {
     "logging_steps": 32,
     "dataloader_num_workers": 2,
     "eval_ablations": ["blank-text", "shuffle-frames"],
-    "overwrite_output_dir": True,
 }
 
 

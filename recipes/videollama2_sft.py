@@ -44,7 +44,6 @@ EMBEDDED = {
     "logging_steps": 32,
     "dataloader_num_workers": 2,
     "eval_ablations": ["blank-text", "shuffle-frames", "mute"],
-    "overwrite_output_dir": True,
 }
 
 

@@ -125,7 +125,7 @@ def run_record(args: RecipeArguments, trainer: EcrTrainer, backbone: str) -> dic
     """Everything needed to run the same again."""
     return {
         "command": [sys.executable, *sys.argv],
-        "arguments": json.loads(json.dumps(args.to_dict(), default=str)),
+        "arguments": args.to_dict(),
         "backbone": backbone,
         "preprocessing": trainer.train_dataset.processor.spec.to_dict(),
         "model": json.loads(unwrap_regressor(trainer.model).config.to_json_string()),

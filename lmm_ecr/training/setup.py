@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..data.manifest import Manifest, read_manifest
 from ..data.processor import ClipProcessor, PreprocessingSpec
 from ..data.synthetic import SyntheticSpec, generate_dataset
 from ..errors import ConfigError, DataError
+from ..files import read_json, write_json
 from ..label_transforms import fit_label_transform
 from ..models.families import Family, family_of
 from ..models.regression import LmmRegressor
@@ -46,7 +48,8 @@ def prepare_output_dir(args: RecipeArguments, recipe: str) -> Path | None:
     """Check and make the output directory (`runs/<recipe>` by default); returns the checkpoint to resume from, if any.
 
     Checks the launch first (see `check_launch`). Raises ConfigError if the directory holds an earlier run and neither
-    resuming nor overwriting was asked for, or if a named checkpoint is incomplete.
+    resuming nor overwriting was asked for, or if a named checkpoint is incomplete. A run on generated clips replaces an
+    earlier one of its kind without asking, never a run on real clips. Begins `run.json`.
     """
     training = args.training
     check_launch(training)
@@ -66,7 +69,7 @@ def prepare_output_dir(args: RecipeArguments, recipe: str) -> Path | None:
             )
         return checkpoint
     earlier = [path for path in (*output.glob("checkpoint-*"), output / "config.json") if path.exists()]
-    if earlier and not training.overwrite_output_dir:
+    if earlier and not training.overwrite_output_dir and not (args.generated_clips and _used_generated_clips(output)):
         raise ConfigError(
             f"{output} holds an earlier run ({earlier[0].name}, ...): go on with --resume_from_checkpoint, replace it "
             "with --overwrite_output_dir, or choose another --output_dir"
@@ -76,7 +79,14 @@ def prepare_output_dir(args: RecipeArguments, recipe: str) -> Path | None:
             for path in output.glob("checkpoint-*"):
                 shutil.rmtree(path)
             output.mkdir(parents=True, exist_ok=True)
+            write_json(output / "run.json", {"command": [sys.executable, *sys.argv], "arguments": args.to_dict()})
     return None
+
+
+def _used_generated_clips(output: Path) -> bool:
+    """Whether the earlier run in `output` was a demonstration on generated clips, finished or not."""
+    path = output / "run.json"
+    return path.is_file() and read_json(path)["arguments"]["data"]["train_data"] is None
 
 
 def embedded_dataset(args: RecipeArguments, spec: SyntheticSpec, processor: ClipProcessor) -> Datasets:
