@@ -4,7 +4,13 @@ A resample of n rows is its vector of counts `w` (how often each row was drawn).
 over rows that were sorted once: no resample is sorted or ranked anew. Repeated rows are ties, as they would be for
 `scipy.stats.rankdata` on the resampled rows. Memory: a few arrays of `CHUNK` numbers, whatever n and the number of
 resamples. Several prediction columns share the same resamples, so that their differences are paired.
+
+Above `EXACT_ROWS` rows the work is bounded: the resamples are shared out among `SUBSETS` random subsets of
+`SUBSET_ROWS` rows, and their deviations from the subset's own value, scaled by sqrt(SUBSET_ROWS / n), are put around the
+value of the whole table (after the bag of little bootstraps, Kleiner et al. 2014).
 """
+
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -12,6 +18,11 @@ CHUNK = 1 << 18  # count-matrix cells worked on at once
 KRCC_EXACT_ROWS = 2000
 """Up to so many rows KRCC is bootstrapped like the rest. Above, each resample draws this many rows (the m-out-of-n
 bootstrap, Bickel, Götze and van Zwet 1997) and its deviations from the full-sample value are scaled by sqrt(m / n)."""
+
+EXACT_ROWS = 100_000
+"""Up to so many rows every resample draws n of all n rows."""
+
+SUBSETS, SUBSET_ROWS = 10, 20_000
 
 MIN_DEFINED = 0.9  # share of resamples in which a metric must be defined for its interval to be given
 
@@ -56,27 +67,73 @@ def bootstrap_samples(
     """
     predictions = np.atleast_2d(np.asarray(predictions, np.float64))
     labels = np.asarray(labels, np.float64)
-    columns, n = predictions.shape
+    n = predictions.shape[1]
     if labels.shape != (n,) or n == 0 or resamples < 1:
         raise ValueError(f"predictions {predictions.shape}, labels {labels.shape}, resamples {resamples}")
     order = np.lexsort((*predictions[::-1], labels))
     predictions, labels = predictions[:, order], labels[order]
+    rank_seed, krcc_seed = np.random.SeedSequence(seed).spawn(2)
+    if n > EXACT_ROWS:
+        samples = _samples_of_subsets(predictions, labels, resamples, rank_seed)
+    else:
+        samples = _samples(predictions, labels, resamples, rank_seed, krcc=krcc and n <= KRCC_EXACT_ROWS)
+    if krcc and "krcc" not in samples:
+        samples["krcc"] = _tau_from_smaller_resamples(predictions, labels, resamples, krcc_seed)
+    return samples
+
+
+def _samples_of_subsets(
+    predictions: np.ndarray, labels: np.ndarray, resamples: int, seed: np.random.SeedSequence
+) -> BootstrapSamples:
+    """SROCC, PLCC, RMSE and final score as the module's docstring says; sorted rows, more than `EXACT_ROWS`."""
+    n, whole = len(labels), _values(predictions, labels)
+    shares = [len(part) for part in np.array_split(np.arange(resamples), min(SUBSETS, resamples))]
+    parts = []
+    for share, part_seed in zip(shares, seed.spawn(len(shares)), strict=True):
+        draw_seed, resample_seed = part_seed.spawn(2)
+        rows = np.sort(np.random.default_rng(draw_seed).choice(n, SUBSET_ROWS, replace=False))
+        some, some_labels = predictions[:, rows], labels[rows]
+        own, drawn = _values(some, some_labels), _samples(some, some_labels, share, resample_seed, krcc=False)
+        parts.append({name: (drawn[name] - own[name]) * np.sqrt(SUBSET_ROWS / n) for name in own})
+    return BootstrapSamples({name: whole[name] + np.concatenate([p[name] for p in parts], axis=1) for name in whole})
+
+
+def _values(predictions: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """The metrics of the rows themselves, float64 [columns, 1]."""
+    once = _metrics(predictions, labels, [np.ones((1, len(labels)))], 1, krcc=False)
+    return dict(once)
+
+
+def _samples(
+    predictions: np.ndarray, labels: np.ndarray, resamples: int, seed: np.random.SeedSequence, *, krcc: bool
+) -> BootstrapSamples:
+    generator, n = np.random.default_rng(seed), len(labels)
+    at_once = max(1, CHUNK // n)
+    counts = (draw_counts(generator, min(at_once, resamples - at), n) for at in range(0, resamples, at_once))
+    return _metrics(predictions, labels, counts, resamples, krcc=krcc)
+
+
+def _metrics(
+    predictions: np.ndarray, labels: np.ndarray, chunks: Iterable[np.ndarray], resamples: int, *, krcc: bool
+) -> BootstrapSamples:
+    """Metrics of resamples given as `chunks` of counts, float64 [some resamples, n], together `resamples` of them.
+
+    Rows are sorted by label.
+    """
+    columns, n = predictions.shape
     names = ("srocc", "plcc", "rmse", "final_score") + (("krcc",) if krcc else ())
     samples = BootstrapSamples({name: np.full((columns, resamples), np.nan) for name in names})
-    rank_seed, krcc_seed = np.random.SeedSequence(seed).spawn(2)
-    generator = np.random.default_rng(rank_seed)
     label_groups = _Groups(labels)
     column_groups = [_Groups(column) for column in predictions]
     y = _standardised(labels[None])[0]
     xs = _standardised(predictions)
     # per column: x, x², xy, squared error; then y, y² once
     moments = np.concatenate([xs, xs * xs, xs * y, (predictions - labels) ** 2, [y, y * y]]).T.copy()
-    small = krcc and n <= KRCC_EXACT_ROWS
-    signs = [_sign_products(column, labels) for column in predictions] if small else []
-    at_once = max(1, CHUNK // n)
-    for start in range(0, resamples, at_once):
-        part = slice(start, min(start + at_once, resamples))
-        weights = draw_counts(generator, part.stop - part.start, n)
+    signs = [_sign_products(column, labels) for column in predictions] if krcc else []
+    start = 0
+    for weights in chunks:
+        part = slice(start, start + len(weights))
+        start = part.stop
         sums = (weights @ moments) / n
         mean_y, mean_yy = sums[:, -2], sums[:, -1]
         label_counts = label_groups.counts(weights)
@@ -98,11 +155,9 @@ def bootstrap_samples(
             samples["srocc"][c, part] = np.where(varied, np.clip(rank_correlation, -1, 1), np.nan)
             samples["plcc"][c, part] = np.where(varied & (variances > 0), np.clip(linear, -1, 1), np.nan)
             samples["rmse"][c, part] = np.sqrt(error)
-            if small:
+            if krcc:
                 samples["krcc"][c, part] = _weighted_tau(weights, signs[c], counts, label_counts)
     samples["final_score"][:] = 0.6 * samples["srocc"] + 0.4 * samples["plcc"]
-    if krcc and not small:
-        samples["krcc"][:] = _tau_from_smaller_resamples(predictions, labels, resamples, krcc_seed)
     return samples
 
 

@@ -48,6 +48,7 @@ def ensemble(
     from .ensemble import write_ensemble
     from .ensemble_options import EnsembleOptions, check_outputs, parse_weights
     from .ensemble_summary import print_summary
+    from .progress import progress_bar
 
     options = EnsembleOptions(
         method,
@@ -61,7 +62,8 @@ def ensemble(
         keep_members=with_std,
     )
     check_outputs(predictions, options, output, force, json=json, save=save, report=report)
-    result = combine_files(predictions, options)
+    with progress_bar("Fitting and scoring", "steps", delay=3) as progress:
+        result = combine_files(predictions, options, progress)
     write_ensemble(result, output, with_std=with_std, json_path=json, save=save)
     if report is not None:
         from .ensemble_report import write_ensemble_report
@@ -118,22 +120,26 @@ def evaluate(
     allow_out_of_range: bool = typer.Option(False, "--allow-out-of-range", help="Accept values outside [0, 1]."),
 ) -> None:
     """Score prediction files against labels: SROCC, PLCC, KRCC, RMSE and final score with bootstrap intervals."""
-    from .evaluate import check_outputs, evaluate_files, write_outputs
+    from .evaluate import evaluate_files
+    from .evaluation_outputs import check_outputs, write_outputs
     from .evaluation_tables import print_evaluation
+    from .progress import progress_bar
 
     check_outputs([*predictions, labels], json, plot, fit_calibration, calibration_file)
-    result = evaluate_files(
-        predictions,
-        labels,
-        target=target,
-        segments=segment,
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
-        bins=bins,
-        allow_missing=allow_missing,
-        allow_out_of_range=allow_out_of_range,
-    )
+    with progress_bar("Evaluating", "steps", delay=3) as progress:
+        result = evaluate_files(
+            predictions,
+            labels,
+            target=target,
+            segments=segment,
+            confidence=confidence,
+            resamples=resamples,
+            seed=seed,
+            bins=bins,
+            allow_missing=allow_missing,
+            allow_out_of_range=allow_out_of_range,
+            progress=progress,
+        )
     print_evaluation(result)
     for line in write_outputs(result, json, plot, fit_calibration, calibration_file):
         typer.echo(line)
@@ -268,19 +274,22 @@ def report(
     """One HTML file about prediction files: metrics, plots, segments, largest errors, correlations."""
     from .evaluate import evaluate_files
     from .outputs import check_output
+    from .progress import progress_bar
     from .report import write_report
 
     check_output(output, inputs=[*predictions, labels], force=True)
-    result = evaluate_files(
-        predictions,
-        labels,
-        target=target,
-        segments=segment,
-        resamples=resamples,
-        seed=seed,
-        allow_missing=allow_missing,
-        allow_out_of_range=allow_out_of_range,
-    )
+    with progress_bar("Evaluating", "steps", delay=3) as progress:
+        result = evaluate_files(
+            predictions,
+            labels,
+            target=target,
+            segments=segment,
+            resamples=resamples,
+            seed=seed,
+            allow_missing=allow_missing,
+            allow_out_of_range=allow_out_of_range,
+            progress=progress,
+        )
     write_report(result, output, video_dir=video_dir, worst=worst, title=title)
     typer.echo(f"report: {output}")
 

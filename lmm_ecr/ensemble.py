@@ -7,7 +7,7 @@ all of them.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +43,15 @@ class EnsembleResult:
     evaluated: np.ndarray | None = None
 
 
-def ensemble(paths: Sequence[str | os.PathLike], options: EnsembleOptions | None = None) -> EnsembleResult:
+def ensemble(
+    paths: Sequence[str | os.PathLike],
+    options: EnsembleOptions | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> EnsembleResult:
     """Combine the prediction files `paths`. Without labels no more is done than reading, combining and correlations.
+
+    `progress(done, total)` is called after each step of what takes long: fit, cross-validation, scores, every member's
+    gain.
 
     Raises:
         DataError: see `read_members` and `read_labels`; a recipe of other members; labels that match no row, are all
@@ -77,7 +84,7 @@ def ensemble(paths: Sequence[str | os.PathLike], options: EnsembleOptions | None
         return EnsembleResult(
             members, combination, scores, _summary(members, combination, options, target, members.values)
         )
-    return _with_labels(members, combination, options, target)
+    return _with_labels(members, combination, options, target, progress)
 
 
 def write_ensemble(
@@ -117,7 +124,11 @@ def _streamed_mean(
 
 
 def _with_labels(
-    members: Members, combination: Combination | None, options: EnsembleOptions, target: str
+    members: Members,
+    combination: Combination | None,
+    options: EnsembleOptions,
+    target: str,
+    progress: Callable[[int, int], None],
 ) -> EnsembleResult:
     table = read_labels(options.labels, options.label_column or target, columns=())
     match = match_ids(Predictions("the members", members.ids, members.values[0], target), table)
@@ -131,9 +142,12 @@ def _with_labels(
     rows, labels, folds = match.prediction_rows[order], match.labels[order], fold_of(hashes[order])
     values = np.ascontiguousarray(members.values[:, rows])
     fitted = combination is None
+    steps = 3 + len(members)
+    progress(0, steps)
     if fitted:
         _enough_to_fit(options, labels, folds)
         combination = fit(options.method, values, labels)
+        progress(1, steps)
         evaluated = cross_validate(options.method, values, labels, folds)
 
         def without(member: int) -> np.ndarray:
@@ -145,12 +159,20 @@ def _with_labels(
             smaller = without_member(combination, member)
             return None if smaller is None else combine(np.delete(members.values, member, axis=0), smaller)[rows]
 
+    progress(2, steps)
     scored = score_columns([*values, evaluated], labels, resamples=options.resamples, seed=options.seed)
     summary = _summary(members, combination, options, target, members.values)
     for entry, score in zip(summary["members"], scored, strict=False):
         entry.update(score)
     summary["ensemble"] = scored[-1]
-    gains = leave_one_out(without, len(members), labels, scored[-1]["final_score"])
+    progress(3, steps)
+
+    def without_and_count(member: int) -> np.ndarray | None:
+        progress(3 + member, steps)
+        return without(member)
+
+    gains = leave_one_out(without_and_count, len(members), labels, scored[-1]["final_score"])
+    progress(steps, steps)
     for entry, gain in zip(summary["members"], gains, strict=True):
         entry["gain"] = gain
     summary["gain_over_best"] = gain_over_best(

@@ -84,7 +84,8 @@ def _evidence(summary: dict) -> str:
         verdict = "significant" if best["significant"] else "not significant"
         lines.append(
             f"ensemble against the best member, {best['best_member']}: {best['difference']:+.4f} "
-            f"({low:+.4f} to {high:+.4f}), p = {best['p_value']:.3g}, {verdict}"
+            f"({low:+.4f} to {high:+.4f}), "
+            f"p = {best['p_value']:.3g}, {verdict}"
         )
     if summary["fit"]:
         lines.append(
@@ -138,7 +139,7 @@ def _scores(scores: dict) -> list[str]:
     cells = []
     for name in METRICS:
         low, high = scores["ci95"][name]
-        interval = "" if low is None or high is None else f"\n{_short(low)}-{_short(high)}"
+        interval = "" if low is None or high is None else f"\n{_short(low)}{'..' if low < 0 else '-'}{_short(high)}"
         cells.append(_number(scores[name]) + interval)
     return cells
 

@@ -1,19 +1,16 @@
 """Evaluate prediction files against labels: what `lmm-ecr evaluate` does and `lmm-ecr report` builds on."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
-from .calibration import Calibration, Reliability, check_method, reliability
+from .calibration import Reliability, reliability
 from .errors import ConfigError, DataError
-from .files import write_json
 from .logistic import LogisticFit
 from .metrics import PairedDifference, evaluate_predictions, paired_bootstrap, plcc_logistic
-from .outputs import check_output
-from .plots import Panel, plot_kind, save_figure, scatter_figure
 from .predictions import Match, Predictions, match_ids, read_labels, read_predictions
 from .segments import split_segments
 
@@ -60,11 +57,13 @@ def evaluate_files(
     bins: int = 10,
     allow_missing: bool = False,
     allow_out_of_range: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Read, match by id and evaluate; all files are evaluated on the same rows, those that every file predicts.
 
     Predictions without a label are left out and counted. A label without a prediction is a DataError naming the file
     and some of the ids, unless `allow_missing`. `segments` are columns of the label table (see `lmm_ecr.segments`).
+    `progress(done, total)` is called after each piece of work: a file, a comparison, a breakdown of one file.
     """
     _check_settings(confidence, resamples, bins)
     label_table = read_labels(labels_path, target, allow_out_of_range=allow_out_of_range)
@@ -82,6 +81,7 @@ def evaluate_files(
         seed=seed,
         bins=bins,
         allow_missing=allow_missing,
+        progress=progress,
     )
 
 
@@ -96,6 +96,7 @@ def evaluate_tables(
     seed: int = 0,
     bins: int = 10,
     allow_missing: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """`evaluate_files` for predictions in memory, shown under `names`."""
     _check_settings(confidence, resamples, bins)
@@ -110,6 +111,8 @@ def evaluate_tables(
         raise DataError(f"no id of {label_table.path} is predicted by all of the {len(tables)} prediction files")
     labels = label_table.values[rows]
     options = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    count = len(tables)
+    step = _Steps(progress, count * (1 + len(set(segments))) + (count - 1 if resamples else 0))
     files = []
     for name, table, match in zip(names, tables, matches, strict=True):
         values = match.predictions[shared[match.label_rows]]
@@ -124,20 +127,43 @@ def evaluate_tables(
                 reliability(values, labels, bins),
             )
         )
+        step()
     scored = [file for file in files if file.metrics["final_score"] is not None]
     best = max(scored, key=lambda file: file.metrics["final_score"]) if len(files) > 1 and scored else None
     if best is not None and resamples:
         for file in files:
             if file is not best:
                 file.against_best = paired_bootstrap(file.values, best.values, labels, **options)
+                step()
     evaluation = Evaluation(
         label_table, label_table.ids.take(pa.array(rows)), labels, rows, files, best, confidence, resamples, seed
     )
-    add_segments(evaluation, segments)
+    add_segments(evaluation, segments, step=step)
+    step.finish()
     return evaluation
 
 
-def add_segments(evaluation: Evaluation, columns: Sequence[str], files: Sequence[FileEvaluation] | None = None) -> None:
+class _Steps:
+    """Counts pieces of work for a progress bar."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None, total: int):
+        self.progress, self.total, self.done = progress or (lambda done, total: None), total, 0
+        self.progress(0, total)
+
+    def __call__(self) -> None:
+        self.done += 1
+        self.progress(self.done, self.total)
+
+    def finish(self) -> None:
+        self.progress(self.total, self.total)
+
+
+def add_segments(
+    evaluation: Evaluation,
+    columns: Sequence[str],
+    files: Sequence[FileEvaluation] | None = None,
+    step: Callable[[], None] = lambda: None,
+) -> None:
     """Break all files, or `files`, down by columns of the label table (in place; a column that is there stays)."""
     options = {"confidence": evaluation.confidence, "resamples": evaluation.resamples, "seed": evaluation.seed}
     for column in columns:
@@ -154,70 +180,7 @@ def add_segments(evaluation: Evaluation, columns: Sequence[str], files: Sequence
                 }
                 for name, values, labels in pairs
             ]
-
-
-def to_json(evaluation: Evaluation) -> dict:
-    """One file: the inside of `metrics.json`'s "eval" with more keys; several: {"files": {name: the same}, ...}.
-
-    Numbers that are not defined are None.
-    """
-    contents = {file.name: _file_json(evaluation, file) for file in evaluation.files}
-    if len(contents) == 1:
-        return next(iter(contents.values()))
-    return {"best": evaluation.best.name if evaluation.best else None, "files": contents}
-
-
-def check_outputs(
-    inputs: Sequence[str | os.PathLike],
-    json: str | os.PathLike | None,
-    plot: str | os.PathLike | None,
-    calibration_method: str | None,
-    calibration_file: str | os.PathLike | None,
-) -> None:
-    """Complain before the work, not after: options that contradict each other, an output that is also an input."""
-    if (calibration_method is None) != (calibration_file is None):
-        raise ConfigError("--fit-calibration METHOD and --calibration-file FILE belong together; give both or none")
-    if calibration_method is not None:
-        check_method(calibration_method)
-        if len(inputs) != 2:
-            raise ConfigError(f"a calibration belongs to one prediction file; {len(inputs) - 1} were given")
-    if plot is not None:
-        plot_kind(plot)
-    outputs = [path for path in (json, plot, calibration_file) if path is not None]
-    for place, output in enumerate(outputs):
-        check_output(output, inputs=[*inputs, *outputs[:place]], force=True)
-
-
-def write_outputs(
-    evaluation: Evaluation,
-    json: str | os.PathLike | None,
-    plot: str | os.PathLike | None,
-    calibration_method: str | None,
-    calibration_file: str | os.PathLike | None,
-) -> list[str]:
-    """Write the files that are asked for (None: not this one); one line about each."""
-    lines = []
-    if json is not None:
-        write_json(json, to_json(evaluation))
-        lines.append(f"metrics: {json}")
-    if plot is not None:
-        panels = [Panel(file.values, evaluation.labels, file.name, file.metrics) for file in evaluation.files]
-        save_figure(scatter_figure(panels), plot)
-        lines.append(f"plot: {plot}")
-    if calibration_method is not None:
-        calibration = Calibration.fit(
-            evaluation.files[0].values,
-            evaluation.labels,
-            calibration_method,
-            target=evaluation.label_table.target,
-            seed=evaluation.seed,
-        )
-        calibration.save(calibration_file)
-        lines.append(
-            f"calibration: {calibration_file} ({calibration_method} map from {calibration.fitted_rows:,} rows, "
-            f"intervals from {calibration.conformal_rows:,} others: 80 % within +-{calibration.half_width(0.8):.3f})"
-        )
-    return lines
+            step()
 
 
 def _check_settings(confidence: float, resamples: int, bins: int) -> None:
@@ -261,40 +224,3 @@ def _names(paths: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     raise AssertionError("different paths have different names at full depth")
-
-
-def _file_json(evaluation: Evaluation, file: FileEvaluation) -> dict:
-    curve = file.reliability
-    content = {
-        **file.metrics,
-        "confidence": evaluation.confidence,
-        "resamples": evaluation.resamples,
-        "predictions": file.table.path,
-        "labels": evaluation.label_table.path,
-        "unlabelled_ids": file.match.unlabelled,
-        "unpredicted_ids": file.match.unpredicted,
-        "logistic": {str(count): asdict(fit) for count, fit in file.logistic.items()},
-        "reliability": {
-            "error": curve.error,
-            "bias": curve.bias,
-            "counts": curve.counts.tolist(),
-            "mean_prediction": curve.mean_prediction.tolist(),
-            "mean_label": curve.mean_label.tolist(),
-            "standard_error": curve.standard_error.tolist(),
-        },
-    }
-    if file.segments:
-        content["segments"] = file.segments
-    if file.against_best is not None:
-        content["against_best"] = asdict(file.against_best)
-    return _without_nan(content)
-
-
-def _without_nan(value):
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return value

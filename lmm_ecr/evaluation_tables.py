@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .evaluate import Evaluation, example_ids
 from .logistic import STOPPED
-from .metrics import KRCC_EXACT_ROWS
+from .metrics import EXACT_ROWS, KRCC_EXACT_ROWS, SUBSET_ROWS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,10 +60,16 @@ def notes(evaluation: Evaluation) -> list[str]:
         ]
     if len(evaluation.files) > 1 and any(len(file.match) != n for file in evaluation.files):
         lines.append(f"all files are evaluated on the {n:,} rows that every one of them predicts")
-    if evaluation.resamples and n > KRCC_EXACT_ROWS:
-        lines.append(
-            f"the KRCC interval is an m-out-of-n bootstrap: {KRCC_EXACT_ROWS:,} of the {n:,} rows per resample, scaled"
-        )
+    return lines + resampling_notes(n) if evaluation.resamples else lines
+
+
+def resampling_notes(n: int) -> list[str]:
+    """How the intervals of a large table were bounded in their work; nothing for a small one."""
+    lines = []
+    if n > EXACT_ROWS:
+        lines.append(f"intervals come from resamples of {SUBSET_ROWS:,} of the {n:,} rows, scaled")
+    if n > KRCC_EXACT_ROWS:
+        lines.append(f"the KRCC interval comes from resamples of {KRCC_EXACT_ROWS:,} of the {n:,} rows, scaled")
     return lines
 
 
@@ -136,4 +142,11 @@ def _with_interval(value: float | None, bounds: Sequence[float | None], sign: st
     """The value, and below it its interval."""
     low, high = bounds
     text = _number(value, sign=sign)
-    return text if low is None or low != low else f"{text}\n{low:{sign}.2f}..{high:{sign}.2f}"
+    if low is None or low != low:
+        return text
+    return f"{text}\n{_short(low, sign)}{'..' if sign or low < 0 else '-'}{_short(high, sign)}"
+
+
+def _short(value: float, sign: str) -> str:
+    """Three digits without the zero before the point, so that five intervals fit beside each other."""
+    return f"{value:{sign}.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:{sign}.2f}"

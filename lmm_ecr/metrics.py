@@ -14,13 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bootstrap import KRCC_EXACT_ROWS, bootstrap_samples, percentile_interval
+from .bootstrap import EXACT_ROWS, KRCC_EXACT_ROWS, SUBSET_ROWS, bootstrap_samples, percentile_interval
 from .errors import DataError
 from .logistic import LogisticFit, fit_logistic
 
 __all__ = [
+    "EXACT_ROWS",
     "KRCC_EXACT_ROWS",
     "METRICS",
+    "SUBSET_ROWS",
     "LogisticFit",
     "PairedDifference",
     "bootstrap_intervals",
@@ -94,9 +96,9 @@ def bootstrap_intervals(
     """Percentile bootstrap intervals (Efron 1979) of the chosen metrics: name -> (low, high).
 
     Rows are resampled as pairs. Resamples in which a metric is undefined (a constant resample of a tiny table) are left
-    out; where they are more than 10 %, and for fewer than two rows, the interval is (NaN, NaN). Above `KRCC_EXACT_ROWS`
-    rows the interval of KRCC comes from smaller resamples, scaled (see `lmm_ecr.bootstrap`). Depends on the seed and
-    the set of rows only.
+    out; where they are more than 10 %, and for fewer than two rows, the interval is (NaN, NaN). Above `EXACT_ROWS` rows
+    (for KRCC above `KRCC_EXACT_ROWS`) the interval comes from smaller resamples, scaled (see `lmm_ecr.bootstrap`), so
+    that the time is bounded. Depends on the seed and the set of rows only.
     """
     _check_confidence(confidence)
     x, y = _pair(predictions, labels)

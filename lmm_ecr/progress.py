@@ -5,10 +5,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(description: str, unit: str = "clips") -> Iterator[Callable[[int, int], None]]:
+def progress_bar(description: str, unit: str = "clips", delay: float = 0) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error with rate and remaining time, driven by calls of `update(done, total)`.
 
-    Nothing is drawn if nothing is left to do at the first call. Off a terminal tqdm writes few, plain lines.
+    Nothing is drawn if nothing is left to do at the first call, or before `delay` seconds have passed. Off a terminal
+    tqdm writes few, plain lines.
     """
     from tqdm.auto import tqdm
 
@@ -19,7 +20,7 @@ def progress_bar(description: str, unit: str = "clips") -> Iterator[Callable[[in
         if bar is None:
             if done >= total:
                 return
-            bar = tqdm(total=total, initial=done, desc=description, unit=f" {unit}", dynamic_ncols=True)
+            bar = tqdm(total=total, initial=done, desc=description, unit=f" {unit}", dynamic_ncols=True, delay=delay)
         bar.update(done - bar.n)
 
     try:

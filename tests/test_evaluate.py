@@ -15,7 +15,8 @@ from lmm_ecr import metrics
 from lmm_ecr.calibration import Calibration
 from lmm_ecr.cli import app
 from lmm_ecr.errors import ConfigError, DataError
-from lmm_ecr.evaluate import check_outputs, evaluate_files, to_json
+from lmm_ecr.evaluate import evaluate_files
+from lmm_ecr.evaluation_outputs import check_outputs, to_json
 from lmm_ecr.evaluation_tables import print_evaluation
 from lmm_ecr.predictions import read_labels, write_predictions
 from lmm_ecr.segments import split_segments
@@ -237,3 +238,18 @@ def test_segment_figures_are_those_of_the_rows(folder):
         assert part["n"] == mask.sum()
         assert part["srocc"] == metrics.srocc(file.values[mask], evaluation.labels[mask])
         assert part["bias"] == pytest.approx(np.mean(file.values[mask] - evaluation.labels[mask]))
+
+
+def test_progress_counts_every_piece_of_work(folder):
+    calls = []
+    evaluate_files(
+        [folder / "good.csv", folder / "poor.csv"],
+        folder / "labels.csv",
+        segments=["has_title"],
+        resamples=20,
+        allow_missing=True,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    assert calls[0] == (0, 5)  # two files, one comparison, two breakdowns
+    assert calls[-1] == (5, 5)
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)

@@ -206,6 +206,28 @@ def test_krcc_interval_of_a_large_table_has_the_right_width():
     assert low < metrics.krcc(x, y) < high
 
 
+@pytest.mark.parametrize("resamples", [3, 3000])
+def test_intervals_of_a_large_table_have_the_right_width(monkeypatch, resamples):
+    """Above EXACT_ROWS the work is bounded; widths and centres are those of the exact bootstrap, pairing is kept."""
+    rng = np.random.default_rng(1)
+    y = rng.random(4000).round(2)
+    x = np.stack([y + 0.3 * rng.normal(size=4000), y + 0.5 * rng.normal(size=4000)])
+    exact = bootstrap.bootstrap_samples(x, y, resamples=resamples)
+    monkeypatch.setattr(bootstrap, "EXACT_ROWS", 2000)
+    monkeypatch.setattr(bootstrap, "SUBSET_ROWS", 1000)
+    bounded = bootstrap.bootstrap_samples(x, y, resamples=resamples)
+    assert {name: samples.shape for name, samples in bounded.items()} == dict.fromkeys(exact, (2, resamples))
+    np.testing.assert_array_equal(bounded["krcc"], exact["krcc"])
+    if resamples < 100:
+        return
+    for name in ("srocc", "plcc", "rmse", "final_score"):
+        np.testing.assert_allclose(bounded[name].std(axis=1), exact[name].std(axis=1), rtol=0.08, err_msg=name)
+        gap = np.abs(bounded[name].mean(axis=1) - exact[name].mean(axis=1))
+        assert (gap < 0.2 * exact[name].std(axis=1)).all(), name
+        differences = [samples[name][0] - samples[name][1] for samples in (bounded, exact)]
+        assert differences[0].std() == pytest.approx(differences[1].std(), rel=0.08)
+
+
 def test_paired_bootstrap_sees_a_difference_single_intervals_do_not():
     generator = np.random.default_rng(3)
     labels = generator.random(400)
