@@ -170,6 +170,16 @@ def percentile_interval(samples: np.ndarray, confidence: float) -> tuple[float, 
     return float(low), float(high)
 
 
+def resampling_notes(n: int) -> list[str]:
+    """How the intervals of a large table were bounded in their work; nothing for a small one."""
+    lines = []
+    if n > EXACT_ROWS:
+        lines.append(f"intervals come from resamples of {SUBSET_ROWS:,} of the {n:,} rows, scaled")
+    if n > KRCC_EXACT_ROWS:
+        lines.append(f"the KRCC interval comes from resamples of {KRCC_EXACT_ROWS:,} of the {n:,} rows, scaled")
+    return lines
+
+
 def _standardised(rows: np.ndarray) -> np.ndarray:
     """Rows minus their mean, over their largest deviation: sums of squares then neither cancel nor underflow."""
     centred = rows - rows.mean(axis=1, keepdims=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from .errors import LmmEcrError
+from .errors import ConfigError, LmmEcrError
 
 app = typer.Typer(
     name="lmm-ecr",
@@ -40,6 +40,9 @@ def ensemble(
     apply: Path = typer.Option(None, help="Use a saved recipe on new files of the same names."),
     json: Path = typer.Option(None, help="Write the whole summary here."),
     report: Path = typer.Option(None, help="Write an HTML report here; needs --labels."),
+    video_dir: Path = typer.Option(
+        None, help="For --report: directory of the clips, for pictures of the worst errors."
+    ),
     resamples: int = typer.Option(1000, help="Bootstrap resamples for the intervals; 0 for none."),
     force: bool = typer.Option(False, "--force", help="Replace an existing output."),
 ) -> None:
@@ -62,13 +65,15 @@ def ensemble(
         keep_members=with_std,
     )
     check_outputs(predictions, options, output, force, json=json, save=save, report=report)
+    if video_dir is not None and report is None:
+        raise ConfigError("--video-dir is for the pictures of --report FILE.html, which is not given")
     with progress_bar("Fitting and scoring", "steps", delay=3) as progress:
         result = combine_files(predictions, options, progress)
     write_ensemble(result, output, with_std=with_std, json_path=json, save=save)
     if report is not None:
         from .ensemble_report import write_ensemble_report
 
-        write_ensemble_report(result, options, report)
+        write_ensemble_report(result, options, report, video_dir=video_dir)
     print_summary(result.summary, output, sys.stderr if output == "-" else sys.stdout)
 
 
@@ -229,6 +234,26 @@ def predict(
 
 
 @app.command()
+def memory(
+    config: Path = typer.Option(..., help="Recipe configuration (recipes/configs/*.yaml)."),
+    gpus: int = typer.Option(1, help="GPUs of all machines together."),
+    zero: str = typer.Option(
+        "0", help="ZeRO stage: 0 (plain data parallelism), 1, 2, 3 or offload (stage 3 on the CPU)."
+    ),
+    machines: int = typer.Option(1, help="Machines the GPUs are in (for the host memory of offload)."),
+    parameters: float = typer.Option(
+        None, help="Trained parameters, such as 7.6e9, where the model is not known here."
+    ),
+) -> None:
+    """Estimate the memory of a training run per GPU: weights, gradients, optimizer, activations."""
+    from .arguments import read_config
+    from .memory import describe, estimate
+
+    result, size = estimate(read_config(config), gpus, zero, machines, parameters)
+    typer.echo(describe(result, size, gpus, zero))
+
+
+@app.command()
 def merge(
     model: str = typer.Option(..., help="Run directory with a LoRA adapter."),
     output: Path = typer.Option(..., help="New directory for the plain checkpoint."),
@@ -337,7 +362,9 @@ def main() -> None:
     try:
         app()
     except LmmEcrError as error:
-        print(f"lmm-ecr: error: {error}", file=sys.stderr)
+        from .console import process_label
+
+        print(f"{process_label()}lmm-ecr: error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
 
 

@@ -4,14 +4,23 @@ import os
 
 from .ensemble import EnsembleResult
 from .ensemble_options import EnsembleOptions
+from .ensemble_summary import collapsed_members, evidence
 from .errors import ConfigError
 from .evaluate import evaluate_tables
 from .predictions import Predictions, read_labels
-from .report import write_report
+from .report import Recipe, write_report
 
 
-def write_ensemble_report(result: EnsembleResult, options: EnsembleOptions, output: str | os.PathLike) -> None:
+def write_ensemble_report(
+    result: EnsembleResult,
+    options: EnsembleOptions,
+    output: str | os.PathLike,
+    *,
+    video_dir: str | os.PathLike | None = None,
+) -> None:
     """Write the report of `lmm_ecr.report` over the labelled rows, with the ensemble as one more prediction file.
+
+    `video_dir`: directory of the clips, for pictures of the largest errors.
 
     Raises:
         ConfigError: the ensemble was made without labels.
@@ -32,4 +41,7 @@ def write_ensemble_report(result: EnsembleResult, options: EnsembleOptions, outp
         seed=options.seed,
         allow_missing=True,  # counted in the summary
     )
-    write_report(evaluation, output, title=f"Ensemble of {len(members)} files by {summary['method']}")
+    entries = [(entry["name"], entry["weight"], entry["gain"]) for entry in summary["members"]]
+    recipe = Recipe(entries, [*evidence(summary), *collapsed_members(summary)])
+    title = f"Ensemble of {len(members)} file{'s' * (len(members) != 1)}, method {summary['method']}"
+    write_report(evaluation, output, video_dir=video_dir, title=title, focus=names[-1], recipe=recipe)

@@ -2,12 +2,16 @@
 
 from typing import IO
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from .bootstrap import resampling_notes
+
 METRICS = {"srocc": "SROCC", "plcc": "PLCC", "krcc": "KRCC", "rmse": "RMSE", "final_score": "final"}
 SHOWN_MEMBERS = 8  # a wider correlation table does not fit into 80 columns
+COLLAPSED = 0.1  # a member with a smaller share of the typical spread is pointed out
 
 
 def print_summary(summary: dict, output: str, stream: IO[str]) -> None:
@@ -17,11 +21,11 @@ def print_summary(summary: dict, output: str, stream: IO[str]) -> None:
         console = Console(file=stream, highlight=False, width=max(80, console.width), no_color=True)
     members = summary["members"]
     console.print(_headline(summary), markup=False)
-    for line in _missing_lines(summary):
+    for line in [*_missing_lines(summary), *collapsed_members(summary)]:
         console.print(line, markup=False)
     if summary["ensemble"] is not None:
         console.print(_score_table(summary, console.is_terminal))
-        console.print(_evidence(summary), markup=False)
+        console.print("\n".join(evidence(summary)), markup=False)
     elif any(member["weight"] is not None for member in members):
         weights = ", ".join(f"{member['name']} {member['weight']:.3f}" for member in members)
         console.print(f"weights: {weights}", markup=False)
@@ -76,22 +80,40 @@ def _score_table(summary: dict, terminal: bool) -> Table:
     return table
 
 
-def _evidence(summary: dict) -> str:
-    lines = ["intervals: 95 %, bootstrap; gain: final score lost without the member"]
+def evidence(summary: dict) -> list[str]:
+    """Sentences about an ensemble with labels: what the numbers are, and whether it is better than its members."""
+    lines = []
     best = summary["gain_over_best"]
     if best and best["difference"] is not None and best["ci95"][0] is not None:
         low, high = best["ci95"]
         verdict = "significant" if best["significant"] else "not significant"
         lines.append(
-            f"ensemble against the best member, {best['best_member']}: {best['difference']:+.4f} "
-            f"({low:+.4f} to {high:+.4f}), "
-            f"p = {best['p_value']:.3g}, {verdict}"
+            f"ensemble against the best member, {best['best_member']}:\n"
+            f"  {best['difference']:+.4f} ({low:+.4f} to {high:+.4f}), p = {best['p_value']:.3g}, {verdict}"
         )
+    lines.append("gain: final score lost without the member; intervals: 95 %, bootstrap")
     if summary["fit"]:
         lines.append(
             f"CV: the ensemble is scored by {summary['fit']['folds']}-fold cross-validation, folds fixed by the ids"
         )
-    return "\n".join(lines)
+    if summary["scale"] is not None:
+        if summary["method"] == "stack":
+            lines.append("weights: change of the score per standard deviation of the member")
+        else:
+            lines.append("weights: shares, with all members at one spread; scores: on the labels' scale")
+    return lines + resampling_notes(summary["labels"]["rows"])
+
+
+def collapsed_members(summary: dict) -> list[str]:
+    """A sentence about every member whose scores vary by less than `COLLAPSED` times the median of the members."""
+    members = summary["members"]
+    typical = float(np.median([member["std"] for member in members]))
+    return [
+        f"{member['name']} hardly varies: standard deviation {member['std']:.2g}, median of the members {typical:.2g};\n"
+        "  has that model collapsed?"
+        for member in members
+        if member["std"] < COLLAPSED * typical
+    ]
 
 
 def _print_correlations(summary: dict, console: Console) -> None:
@@ -104,6 +126,7 @@ def _print_correlations(summary: dict, console: Console) -> None:
         console.print(_extremes(correlations["plcc"], members), markup=False)
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=True)
+    table.add_column("")
     table.add_column("", overflow="fold")
     for number in range(1, len(members) + 1):
         table.add_column(str(number), justify="right", no_wrap=True)
@@ -114,7 +137,7 @@ def _print_correlations(summary: dict, console: Console) -> None:
                 cells.append("")
             else:
                 cells.append(_number(correlations["srocc" if j > i else "plcc"][i][j]))
-        table.add_row(f"{i + 1} {_plain(member['name'])}", *cells)
+        table.add_row(str(i + 1), _plain(member["name"]), *cells)
     console.print(table)
 
 

@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .bootstrap import resampling_notes
 from .evaluate import Evaluation, example_ids
 from .logistic import STOPPED
-from .metrics import EXACT_ROWS, KRCC_EXACT_ROWS, SUBSET_ROWS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,16 +61,6 @@ def notes(evaluation: Evaluation) -> list[str]:
     if len(evaluation.files) > 1 and any(len(file.match) != n for file in evaluation.files):
         lines.append(f"all files are evaluated on the {n:,} rows that every one of them predicts")
     return lines + resampling_notes(n) if evaluation.resamples else lines
-
-
-def resampling_notes(n: int) -> list[str]:
-    """How the intervals of a large table were bounded in their work; nothing for a small one."""
-    lines = []
-    if n > EXACT_ROWS:
-        lines.append(f"intervals come from resamples of {SUBSET_ROWS:,} of the {n:,} rows, scaled")
-    if n > KRCC_EXACT_ROWS:
-        lines.append(f"the KRCC interval comes from resamples of {KRCC_EXACT_ROWS:,} of the {n:,} rows, scaled")
-    return lines
 
 
 def _print_one(evaluation: Evaluation, console: "Console", percent: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bootstrap import EXACT_ROWS, KRCC_EXACT_ROWS, SUBSET_ROWS, bootstrap_samples, percentile_interval
+from .bootstrap import EXACT_ROWS, KRCC_EXACT_ROWS, bootstrap_samples, percentile_interval
 from .errors import DataError
 from .logistic import LogisticFit, fit_logistic
 
@@ -22,7 +22,6 @@ __all__ = [
     "EXACT_ROWS",
     "KRCC_EXACT_ROWS",
     "METRICS",
-    "SUBSET_ROWS",
     "LogisticFit",
     "PairedDifference",
     "bootstrap_intervals",

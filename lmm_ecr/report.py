@@ -7,6 +7,7 @@ security policy forbids scripts and every address but `data:` images.
 import base64
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,15 @@ PLOT_DPI = 110
 TEXT_LENGTH = 280  # characters of a title or description that are shown
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How the file in focus was made of the others, for the report of an ensemble: (name, weight or None, gain or None) of
+    every member, and sentences."""
+
+    members: list[tuple[str, float | None, float | None]]
+    lines: list[str]
+
+
 def useful_segments(labels: Predictions) -> list[str]:
     """What a report breaks down by besides the chosen columns: empty texts and duration if the table has them, label."""
     found = [name for name, column in EMPTY_TEXT.items() if column in labels.extra]
@@ -40,13 +50,16 @@ def write_report(
     video_dir: str | os.PathLike | None = None,
     worst: int = 12,
     title: str = "Engagement predictions",
+    focus: str | None = None,
+    recipe: Recipe | None = None,
 ) -> None:
     """Write the HTML file, whole or not at all.
 
-    The sections about one file (segments, worst errors) show the best file, or the only one. Segments are those the
-    evaluation was made with and `useful_segments`. `worst` errors are listed, with pictures if `video_dir` is given.
+    The sections about one file (segments, worst errors) show the one named `focus`, by default the best. Segments are
+    those the evaluation was made with and `useful_segments`. `worst` errors are listed, with pictures if `video_dir` is
+    given.
     """
-    html = render_report(evaluation, video_dir=video_dir, worst=worst, title=title)
+    html = render_report(evaluation, video_dir=video_dir, worst=worst, title=title, focus=focus, recipe=recipe)
     with atomic_write(output) as stream:
         stream.write(html)
 
@@ -57,6 +70,8 @@ def render_report(
     video_dir: str | os.PathLike | None = None,
     worst: int = 12,
     title: str = "Engagement predictions",
+    focus: str | None = None,
+    recipe: Recipe | None = None,
 ) -> str:
     """The text of the report (see `write_report`)."""
     import jinja2
@@ -69,19 +84,20 @@ def render_report(
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "signed": _signed}
-    focus = evaluation.best or evaluation.files[0]
-    add_segments(evaluation, useful_segments(evaluation.label_table), [focus])
+    chosen = next((file for file in evaluation.files if file.name == focus), evaluation.best or evaluation.files[0])
+    add_segments(evaluation, useful_segments(evaluation.label_table), [chosen])
     return environment.get_template("report.html").render(
         title=title,
         version=__version__,
         evaluation=evaluation,
         files=evaluation.files,
-        focus=focus,
+        focus=chosen,
+        recipe=recipe,
         names=NAMES,
         percent=f"{100 * evaluation.confidence:g}",
-        plots=[_plots(evaluation, file) for file in evaluation.files],
-        segments=_segments(focus),
-        worst=_worst(evaluation, focus, worst, Path(video_dir) if video_dir is not None else None),
+        plots=[_plots(evaluation, file) for file in sorted(evaluation.files, key=lambda file: file is not chosen)],
+        segments=_segments(chosen),
+        worst=_worst(evaluation, chosen, worst, Path(video_dir) if video_dir is not None else None),
         correlations=_correlations(evaluation.files),
         notes=notes(evaluation),
     )

@@ -300,8 +300,25 @@ def test_the_report_shows_members_and_ensemble(project, tmp_path):
     result = CliRunner().invoke(app, [*arguments, "--labels", str(labels), "--method", "greedy"])
     assert result.exit_code == 0, result.output
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    for words in ("ensemble (cross-validated)", "good", "Ensemble of 3 files by greedy"):
+    for words in ("ensemble (cross-validated)", "good", "Ensemble of 3 files, method greedy", "gain in final score"):
         assert words in page
+    assert "against the best member, good" in page
+    refused = CliRunner().invoke(app, [*arguments[:-2], "--video-dir", str(tmp_path), "--force"])
+    assert "--video-dir" in str(refused.exception)
+
+
+def test_a_collapsed_member_is_pointed_out(project, tmp_path):
+    paths, labels = project
+    flat = tmp_path / "flat.csv"
+    table = pd.read_csv(paths[0])
+    table.assign(ECR=0.5 + 0.003 * (table["ECR"] - 0.5)).to_csv(flat, index=False)
+    for more in ([], ["--labels", str(labels), "--method", "weighted", "--resamples", "50"]):
+        arguments = ["ensemble", *map(str, paths), str(flat), "--output", str(tmp_path / "out.csv"), "--force", *more]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        assert "flat hardly varies" in result.output
+        assert "good hardly varies" not in result.output
+    assert pd.read_csv(tmp_path / "out.csv")["ECR"].std() > 0.1
 
 
 def test_missing_ids_are_counted_in_the_summary(project, tmp_path):
