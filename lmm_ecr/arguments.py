@@ -22,6 +22,7 @@ from .data.workers import default_num_workers
 from .errors import ConfigError
 from .label_transforms import TRANSFORMS
 from .losses import parse_loss
+from .training.launch import check_requirements
 
 Mode = Literal["train", "freeze", "lora"]
 
@@ -201,6 +202,7 @@ class EcrTrainingArguments(TrainingArguments):
     def __post_init__(self):
         parse_loss(self.loss)
         check_ablations(self.eval_ablations)
+        check_requirements(self.deepspeed, self.use_cpu)
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False
         if self.eval_strategy == "no" or self.save_strategy == "no":

@@ -22,7 +22,9 @@ def check_requirements(deepspeed: str | dict | None, use_cpu: bool) -> None:
     """
     if deepspeed:
         if importlib.util.find_spec("deepspeed") is None:
-            raise ConfigError("--deepspeed: the deepspeed package is not installed (`pip install deepspeed`, Linux only)")
+            raise ConfigError(
+                "--deepspeed: the deepspeed package is not installed (`pip install deepspeed`, Linux only)"
+            )
         if isinstance(deepspeed, str) and not deepspeed.lstrip().startswith("{") and not Path(deepspeed).is_file():
             raise ConfigError(f"--deepspeed {deepspeed}: no such file; see deepspeed_configs/")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -32,6 +34,11 @@ def check_requirements(deepspeed: str | dict | None, use_cpu: bool) -> None:
             f"{local} processes were started on this machine, but {gpus} GPUs are visible: lower --num_processes (the "
             "total of all machines), or ask for more GPUs (--gpus-per-node)"
         )
+
+
+def uses_deepspeed(training: TrainingArguments) -> bool:
+    """Whether DeepSpeed trains, asked for by `--deepspeed FILE` or by the launcher's configuration."""
+    return training.deepspeed_plugin is not None
 
 
 def check_launch(training: TrainingArguments) -> None:
@@ -56,7 +63,7 @@ def check_launch(training: TrainingArguments) -> None:
             f"srun started {tasks} tasks, but each would train alone: inside srun use `accelerate launch --multi_gpu "
             '--num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" ...` as launch/slurm/train.sbatch does'
         )
-    if training.deepspeed and training.use_cpu and started > 1:
+    if uses_deepspeed(training) and training.use_cpu and started > 1:
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo")  # on GPUs accelerate has done it
@@ -70,7 +77,7 @@ def cast_unsharded_weights(model: torch.nn.Module, training: TrainingArguments) 
     """
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-    if not (training.deepspeed and is_deepspeed_zero3_enabled() and (training.bf16 or training.fp16)):
+    if not (uses_deepspeed(training) and is_deepspeed_zero3_enabled() and (training.bf16 or training.fp16)):
         return
     dtype = torch.bfloat16 if training.bf16 else torch.float16
     for parameter in model.parameters():

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from ..models.tiny import TINY_VERSION
 from ..prepare import prepare
 from ..progress import progress_bar
 from .checkpoints import last_complete_checkpoint
-from .launch import check_launch
+from .launch import check_launch, uses_deepspeed
 from .tuning import apply_tuning, resolve_tuning
 
 logger = logging.getLogger(__name__)
@@ -266,7 +267,7 @@ def backbone_dtype(args: RecipeArguments, family: Family) -> torch.dtype:
         return getattr(torch, args.model.dtype)
     tuning = resolve_tuning(args.tuning, family)
     no_full_training = "train" not in [tuning.mode(part) for part in family.parts]
-    if args.training.bf16 and (no_full_training or args.training.deepspeed):
+    if args.training.bf16 and (no_full_training or uses_deepspeed(args.training)):
         return torch.bfloat16
     return torch.float32
 
@@ -276,7 +277,12 @@ def tiny_checkpoint(args: RecipeArguments, name: str, write: Callable[[Path], ob
     directory = Path(args.data.cache_dir) / f"tiny_{name}-v{TINY_VERSION}"
     with args.training.main_process_first(local=False):
         if not directory.is_dir():
-            staging = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-            write(staging)
-            os.replace(staging, directory)
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as staging:
+                write(Path(staging) / directory.name)
+                try:
+                    os.replace(Path(staging) / directory.name, directory)
+                except OSError:
+                    if not directory.is_dir():  # else another job with the same cache was faster: its files are the same
+                        raise
     return str(directory)
