@@ -1,6 +1,7 @@
 """The job scripts on a real two-node SLURM: preemption, requeue, the same result; and the winning system's chain.
 
-The cluster script lies beside the repository (../shared/slurm); where it does not, or SLURM cannot be installed, this is skipped.
+The cluster script lies beside the repository (../shared/slurm); where it does not, or SLURM cannot be installed, this is
+skipped.
 """
 
 import json

@@ -41,7 +41,7 @@ def test_fewer_gpus_than_processes(monkeypatch):
 
 def test_processes_that_would_train_alone(monkeypatch):
     started(monkeypatch, WORLD_SIZE=2)
-    with pytest.raises(ConfigError, match="launcher started 2 processes, but this one counts 1.*--use_cpu true"):
+    with pytest.raises(ConfigError, match=r"launcher started 2 processes, but this one counts 1.*--use_cpu true"):
         check_launch(training())
     check_launch(training(world_size=2))
     started(monkeypatch, SLURM_STEP_NUM_TASKS=2)
