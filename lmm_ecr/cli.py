@@ -1,11 +1,15 @@
 """The `lmm-ecr` command: one thin function per verb; heavy imports happen inside, so that `--help` is quick."""
 
+import errno
 import sys
 from pathlib import Path
 
 import typer
 
 from .errors import ConfigError, LmmEcrError
+
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""The system refuses to write: a stack trace would explain nothing."""
 
 app = typer.Typer(
     name="lmm-ecr",
@@ -67,6 +71,10 @@ def ensemble(
     check_outputs(predictions, options, output, force, json=json, save=save, report=report)
     if video_dir is not None and report is None:
         raise ConfigError("--video-dir is for the pictures of --report FILE.html, which is not given")
+    if report is not None:
+        from .report import check_report
+
+        check_report(video_dir)
     with progress_bar("Fitting and scoring", "steps", delay=3) as progress:
         result = combine_files(predictions, options, progress)
     write_ensemble(result, output, with_std=with_std, json_path=json, save=save)
@@ -300,9 +308,10 @@ def report(
     from .evaluate import evaluate_files
     from .outputs import check_output
     from .progress import progress_bar
-    from .report import write_report
+    from .report import check_report, write_report
 
     check_output(output, inputs=[*predictions, labels], force=True)
+    check_report(video_dir, worst)
     with progress_bar("Evaluating", "steps", delay=3) as progress:
         result = evaluate_files(
             predictions,

@@ -1,7 +1,9 @@
-"""Where a command may write: never over its own inputs, and over an existing file only when told to."""
+"""Where a command may write: never over its own inputs, over an existing file only when told to, and only where it
+can, which is found out before the work and not after it."""
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from .errors import DataError
 
@@ -23,3 +25,8 @@ def check_output(output: str | os.PathLike, *, inputs: Iterable[str | os.PathLik
         raise DataError(f"{output}: is a directory; give the name of a file")
     if os.path.exists(real) and not force:
         raise DataError(f"{output}: exists already; give another --output, or --force to replace it")
+    parent = next(folder for folder in Path(real).parents if folder.exists())  # what lies between is made
+    if not parent.is_dir():
+        raise DataError(f"{output}: cannot be written: {parent} is a file, not a directory")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise DataError(f"{output}: cannot be written: no permission to write in {parent}")

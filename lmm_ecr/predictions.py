@@ -6,10 +6,9 @@ wrong is it read again slowly, to name the line, the id and the value.
 """
 
 import io
-import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import pyarrow.parquet
 
 from .errors import DataError
 from .files import atomic_write
+from .table_problems import csv_rows, first_problem, parquet_rows
 from .tables import (
     ID_COLUMN,
     combine,
@@ -123,8 +123,8 @@ def read_predictions(
     pa.default_memory_pool().release_unused()
     values = to_numpy(column)
     if not ((shared or _are_good_ids(ids)) and _in_range(values, allow_out_of_range)):
-        rows = _parquet_rows(ids, column) if is_parquet(path) else _csv_rows(path, target)
-        raise DataError(f"{path}: {_first_problem(rows, target, allow_out_of_range) or 'the table is not valid'}")
+        rows = parquet_rows(ids, column) if is_parquet(path) else csv_rows(path, target)
+        raise DataError(f"{path}: {first_problem(rows, target, allow_out_of_range) or 'the table is not valid'}")
     return Predictions(path, ids, values, target, extra)
 
 
@@ -263,7 +263,7 @@ def _read_csv(path: str, target: str, columns: Sequence[str] | None) -> pa.Table
     try:
         return pyarrow.csv.read_csv(path, **_csv_options(path, target, columns))
     except pa.ArrowInvalid as error:
-        problem = _first_problem(_csv_rows(path, target), target, allow_out_of_range=True)
+        problem = first_problem(csv_rows(path, target), target, allow_out_of_range=True)
         raise DataError(f"{path}: {problem or error}") from error
 
 
@@ -280,49 +280,6 @@ def _read_parquet(path: str, target: str, columns: Sequence[str] | None) -> pa.T
         raise DataError(f"{path}: the column {target!r} holds {value_type}, not numbers")
     table = table.set_column(0, ID_COLUMN, table[ID_COLUMN].cast(pa.large_string()))
     return table.set_column(1, target, table[target].cast(pa.float64()))
-
-
-def _csv_rows(path: str, target: str) -> Iterator[tuple[str, str, object]]:
-    """(place, id, value as text) of every row; DataError at the first row whose fields do not fit the header."""
-    records = text_records(path)
-    header = next(records)[1]
-    id_at, value_at = header.index(ID_COLUMN), header.index(target)
-    for line, fields in records:
-        if len(fields) != len(header):
-            raise DataError(
-                f"{path}: line {line}: {len(fields)} fields where the header has {len(header)}; "
-                "text with commas, quotes or line breaks must be in double quotes"
-            )
-        yield f"line {line}", fields[id_at], fields[value_at]
-
-
-def _parquet_rows(ids: pa.Array, values: pa.ChunkedArray) -> Iterator[tuple[str, str, object]]:
-    for row, (name, value) in enumerate(zip(ids, values, strict=True), start=1):
-        yield f"row {row}", name.as_py() or "", value.as_py()
-
-
-def _first_problem(rows: Iterable[tuple[str, str, object]], target: str, allow_out_of_range: bool) -> str | None:
-    seen: dict[str, str] = {}
-    for place, name, value in rows:
-        if not name:
-            return f"{place}: the {ID_COLUMN} is empty"
-        if name in seen:
-            return f"{place}: the {ID_COLUMN} {name!r} appears a second time (first: {seen[name]})"
-        seen[name] = place
-        if value is None or (isinstance(value, str) and not value.strip()):
-            return f"{place}: {target} of {name!r} is empty"
-        try:
-            if isinstance(value, str) and ("_" in value or not value.isascii()):
-                raise ValueError("Python reads 1_0 and ０ as numbers, a CSV does not")
-            number = float(value)
-        except ValueError:
-            return f"{place}: {target} of {name!r} is {value!r}, not a number"
-        if not math.isfinite(number):
-            return f"{place}: {target} of {name!r} is {value}, not a finite number"
-        if not (allow_out_of_range or 0.0 <= number <= 1.0):
-            hint = "; divide scores in percent by 100" if 1.0 < number <= 100.0 else ""
-            return f"{place}: {target} of {name!r} is {value}, outside [0, 1]{hint}"
-    return None
 
 
 def _output_column(path: str, name: str, values: Sequence, ids: pa.Array) -> pa.Array:

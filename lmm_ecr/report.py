@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from . import __version__
+from .errors import ConfigError
 from .evaluate import Evaluation, FileEvaluation, add_segments
 from .evaluation_tables import NAMES, notes
 from .files import atomic_write
@@ -43,6 +44,14 @@ def useful_segments(labels: Predictions) -> list[str]:
     return [*found, labels.target]
 
 
+def check_report(video_dir: str | os.PathLike | None, worst: int = 0) -> None:
+    """Complain before the work: ConfigError for a directory of clips that is none, or less than no errors to list."""
+    if video_dir is not None and not Path(video_dir).is_dir():
+        raise ConfigError(f"--video-dir {video_dir}: no such directory")
+    if worst < 0:
+        raise ConfigError(f"--worst is {worst}; give 0 (list no errors) or more")
+
+
 def write_report(
     evaluation: Evaluation,
     output: str | os.PathLike,
@@ -59,6 +68,7 @@ def write_report(
     those the evaluation was made with and `useful_segments`. `worst` errors are listed, with pictures if `video_dir` is
     given.
     """
+    check_report(video_dir, worst)
     html = render_report(evaluation, video_dir=video_dir, worst=worst, title=title, focus=focus, recipe=recipe)
     with atomic_write(output) as stream:
         stream.write(html)

@@ -58,6 +58,8 @@ def select_columns(path: str, names: list[str], target: str, columns: Sequence[s
                 [folded[wanted.lower()]] if wanted.lower() in folded else difflib.get_close_matches(wanted, names, 1)
             )
             hint = f"; did you mean {close[0]!r}?" if close else ""
+            if len(names) == 1 and (separator := next((mark for mark in ";\t|" if mark in names[0]), None)):
+                hint = f"; the fields seem to be separated by {separator!r}: save the table with commas"
             raise DataError(f"{path}: no column {wanted!r}; it has {', '.join(map(repr, names))}{hint}")
         if names.count(wanted) > 1:
             raise DataError(f"{path}: the column {wanted!r} appears {names.count(wanted)} times in the header")

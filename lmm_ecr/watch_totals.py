@@ -82,7 +82,8 @@ def add_up(
     if rows == 0:
         raise DataError(f"{', '.join(str(path) for path in paths)}: no rows below the header")
     if state is None:
-        raise DataError(f"none of the {rows} rows can be used: {_reason_counts(skipped)}")
+        names = ", ".join(str(path) for path in paths)
+        raise DataError(f"{names}: none of the {rows} rows can be used: {_reason_counts(skipped)}")
     state = state.sort_by("Id")
     columns = {name: state[name].to_numpy() for name in state.column_names if name != "Id"}
     apart = columns["duration_max"] - columns["duration_min"] > DURATION_TOLERANCE_SECONDS

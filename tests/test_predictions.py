@@ -2,6 +2,8 @@
 
 import csv
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -54,8 +56,8 @@ BROKEN = {
     "Id,ECR\na,1_0\n": "line 2: ECR of 'a' is '1_0', not a number",
     "Id,ECR\na,0.5\nb,63\n": r"line 3: ECR of 'b' is 63, outside \[0, 1\]; divide scores in percent by 100",
     "Id,ECR\na,-0.01\n": r"line 2: ECR of 'a' is -0.01, outside \[0, 1\]$",
-    "Id,ECR\na,0.5\nb,0.1,3\n": "line 3: 3 fields where the header has 2",
-    "Id,ECR\na\n": "line 2: 1 fields where the header has 2",
+    "Id,ECR\na,0.5\nb,0.1,3\n": r"line 3 \(Id 'b'\): 3 fields where the header has 2",
+    "Id,ECR\na\n": r"line 2 \(Id 'a'\): 1 fields where the header has 2",
 }
 
 
@@ -243,3 +245,32 @@ def test_any_bytes_give_a_table_or_a_data_error(tmp_path_factory, content):
     assert len(set(got.ids.to_pylist())) == len(got) > 0
     assert all(got.ids.to_pylist())
     assert ((got.values >= 0) & (got.values <= 1)).all()
+
+
+def test_reading_and_writing_do_not_import_pandas(tmp_path):
+    """It would cost 0.3 s and 40 MB on every start; pyarrow imports it unasked for many a conversion."""
+    write_predictions(tmp_path / "a.csv", ["x", "y"], {"ECR": np.array([0.5, 0.25])})
+    code = (
+        "import sys; from lmm_ecr.ensemble import ensemble, write_ensemble; "
+        "from lmm_ecr.ensemble_options import EnsembleOptions; "
+        f"result = ensemble([{str(tmp_path / 'a.csv')!r}], EnsembleOptions(keep_members=False)); "
+        f"write_ensemble(result, {str(tmp_path / 'b.csv')!r}); assert 'pandas' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (tmp_path / "b.csv").read_text() == "Id,ECR\nx,0.5\ny,0.25\n"
+
+
+def test_a_file_like_another_may_hold_long_records(tmp_path):
+    """Longer than the blocks in which such a file passes through."""
+    write_predictions(tmp_path / "a.csv", ["x", "y"], {"ECR": [0.1, 0.2]})
+    write_predictions(tmp_path / "b.csv", ["x", "y"], {"ECR": [0.3, 0.4], "Note": ["n" * 700_000, "line\nbreak"]})
+    first = read_predictions(tmp_path / "a.csv", columns=())
+    second = read_predictions(tmp_path / "b.csv", columns=(), like=first)
+    assert second.values.tolist() == [0.3, 0.4]
+
+
+def test_other_separators_are_recognised(tmp_path):
+    for separator in ";\t|":
+        (tmp_path / "a.csv").write_text(f"Id{separator}ECR\nx{separator}0.5\n")
+        with pytest.raises(DataError, match=r"seem to be separated by .*save the table with commas"):
+            read_predictions(tmp_path / "a.csv")

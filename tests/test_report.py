@@ -12,10 +12,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from lmm_ecr.cli import app
-from lmm_ecr.errors import ClipError, DataError
+from lmm_ecr.errors import ClipError, ConfigError, DataError
 from lmm_ecr.evaluate import evaluate_files
 from lmm_ecr.predictions import write_predictions
-from lmm_ecr.report import render_report, write_report
+from lmm_ecr.report import Recipe, render_report, write_report
 from lmm_ecr.report_clips import clip_path, read_thumbnails
 
 CLIPS = Path(__file__).resolve().parents[1] / "../shared/data/snapugc"
@@ -145,6 +145,21 @@ def test_command(folder):
     assert output.read_text(encoding="utf-8").startswith("<!doctype html>")
     refused = CliRunner().invoke(app, [*arguments[:-1], str(folder / "poor.csv")])
     assert isinstance(refused.exception, DataError)
+    for more, words in ((["--video-dir", str(folder / "no")], "no such directory"), (["--worst", "-1"], "--worst")):
+        refused = CliRunner().invoke(app, [*arguments, *more])
+        assert isinstance(refused.exception, ConfigError)
+        assert words in str(refused.exception)
+
+
+def test_the_file_in_focus_comes_first_and_says_how_it_was_made(folder):
+    recipe = Recipe([("<i>a</i>", 0.25, 0.01), ("b", 0.75, None)], ["made by <hand>"])
+    page = Page(render_report(evaluation(folder), focus="poor", recipe=recipe))
+    text = page.all_text()
+    for words in ("<i>a</i>", "0.250", "+0.0100", "made by <hand>", "2 prediction files and the ensemble"):
+        assert words in text
+    pictures = [a["alt"] for t, a in page.elements if t == "img" and "Scatter" in a["alt"]]
+    assert pictures[0].endswith("poor")
+    assert text.index("poor") < text.index("All files")
 
 
 def test_clips_that_cannot_be_read_show_their_reason(folder):
