@@ -42,6 +42,8 @@ def ensemble(
     with_std: bool = typer.Option(False, "--with-std", help="Add the standard deviation of the members as a column."),
     save: Path = typer.Option(None, help="Write the recipe (method, members, weights) here, for --apply."),
     apply: Path = typer.Option(None, help="Use a saved recipe on new files of the same names."),
+    calibrate: Path = typer.Option(None, help="Calibration file to apply to the result, made by `lmm-ecr evaluate`."),
+    interval: float = typer.Option(None, help="With --calibrate: add ECR_lo and ECR_hi of this coverage, e.g. 0.9."),
     json: Path = typer.Option(None, help="Write the whole summary here."),
     report: Path = typer.Option(None, help="Write an HTML report here; needs --labels."),
     video_dir: Path = typer.Option(
@@ -53,7 +55,7 @@ def ensemble(
     """Combine prediction files into one; with --labels show by how much it is better, and whether that is luck."""
     from .ensemble import ensemble as combine_files
     from .ensemble import write_ensemble
-    from .ensemble_options import EnsembleOptions, check_outputs, parse_weights
+    from .ensemble_options import EnsembleOptions, check_outputs, parse_weights, read_calibration
     from .ensemble_summary import print_summary
     from .progress import progress_bar
 
@@ -77,12 +79,17 @@ def ensemble(
         check_report(video_dir)
     with progress_bar("Fitting and scoring", "steps", delay=3) as progress:
         result = combine_files(predictions, options, progress)
-    write_ensemble(result, output, with_std=with_std, json_path=json, save=save)
+    calibration = read_calibration(calibrate, interval, result.summary["target"])
+    write_ensemble(
+        result, output, with_std=with_std, json_path=json, save=save, calibration=calibration, interval=interval
+    )
     if report is not None:
         from .ensemble_report import write_ensemble_report
 
         write_ensemble_report(result, options, report, video_dir=video_dir)
     print_summary(result.summary, output, sys.stderr if output == "-" else sys.stdout)
+    if calibration is not None:
+        typer.echo(f"what is written is calibrated by {calibrate}; scores above are before that", err=output == "-")
 
 
 @app.command()

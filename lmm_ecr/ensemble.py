@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .calibration import Calibration
 from .ensemble_evidence import evenly_spaced, gain_over_best, leave_one_out, member_correlations, score_columns
 from .ensemble_fit import cross_validate, fit
 from .ensemble_folds import FOLDS, fold_of, hash_order, id_hashes
@@ -94,10 +95,20 @@ def write_ensemble(
     with_std: bool = False,
     json_path: str | os.PathLike | None = None,
     save: str | os.PathLike | None = None,
+    calibration: Calibration | None = None,
+    interval: float | None = None,
 ) -> None:
-    """Write the predictions (`-` for standard output), and the summary and the recipe where asked for."""
+    """Write the predictions (`-` for standard output), and the summary and the recipe where asked for.
+
+    calibration: is applied to the scores that are written; what the summary says is about the scores before it.
+    interval: with a calibration, the coverage of two more columns, the ends of an interval.
+    """
     target = result.summary["target"]
     columns = {target: result.scores}
+    if calibration is not None:
+        columns[target] = calibration.apply(result.scores)
+        if interval is not None:
+            columns[f"{target}_lo"], columns[f"{target}_hi"] = calibration.interval(result.scores, interval)
     if with_std:
         columns[f"{target}_std"] = spread(result.members.values, result.members.filled)
     write_predictions(output, result.members.ids, columns)

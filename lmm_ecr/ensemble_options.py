@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .calibration import Calibration
 from .ensemble_methods import FITTED, METHODS
 from .errors import ConfigError
 from .outputs import check_output
@@ -78,6 +79,25 @@ def parse_weights(text: str | None) -> list[float] | None:
         except ValueError:
             raise ConfigError(f"--weights {text!r}: {part!r} is not a number; write them as 0.3,0.7") from None
     return weights
+
+
+def read_calibration(path: str | os.PathLike | None, interval: float | None, target: str) -> Calibration | None:
+    """The calibration for scores of the column `target`, or None.
+
+    Raises:
+        ConfigError: an interval without a calibration, or one that it cannot promise; a file that is no calibration or
+            one of another column.
+    """
+    if path is None:
+        if interval is not None:
+            raise ConfigError("--interval needs --calibrate FILE, made by `lmm-ecr evaluate ... --fit-calibration`")
+        return None
+    calibration = Calibration.load(path)
+    if calibration.target != target:
+        raise ConfigError(f"{path}: a calibration of {calibration.target!r}, but the predictions are {target!r}")
+    if interval is not None:
+        calibration.half_width(interval)
+    return calibration
 
 
 def check_outputs(

@@ -309,6 +309,46 @@ def test_the_report_shows_members_and_ensemble(project, tmp_path):
     assert "--video-dir" in str(refused.exception)
 
 
+def test_an_ensemble_can_be_calibrated(project, tmp_path):
+    """Fitted on half of the clips, intervals cover the labels of the other half as often as promised."""
+    paths, labels = project
+    truth = pd.read_csv(labels).set_index("Id")["ECR"].drop("elsewhere")
+    for name, ids in (("fit", truth.index[::2]), ("new", truth.index[1::2])):
+        for path in paths:
+            table = pd.read_csv(path)
+            folder = tmp_path / name
+            folder.mkdir(exist_ok=True)
+            table[table["Id"].isin(ids)].to_csv(folder / path.name, index=False)
+    truth[::2].to_csv(tmp_path / "fit_labels.csv")
+    calibration, output = str(tmp_path / "c.json"), str(tmp_path / "new.csv")
+
+    def run(*arguments):
+        return CliRunner().invoke(app, [*map(str, arguments)])
+
+    members = {name: [tmp_path / name / path.name for path in paths] for name in ("fit", "new")}
+    assert run("ensemble", *members["fit"], "--output", tmp_path / "fit.csv").exit_code == 0
+    fit = ["--fit-calibration", "isotonic", "--calibration-file", calibration]
+    fitted = run("evaluate", tmp_path / "fit.csv", "--labels", tmp_path / "fit_labels.csv", "--resamples", 0, *fit)
+    assert fitted.exit_code == 0, fitted.output
+    arguments = ["ensemble", *members["new"], "--output", output, "--with-std"]
+    done = run(*arguments, "--calibrate", calibration, "--interval", 0.9)
+    assert done.exit_code == 0, done.output
+    assert "calibrated by" in done.output
+    table = pd.read_csv(output).set_index("Id")
+    assert list(table) == ["ECR", "ECR_lo", "ECR_hi", "ECR_std"]
+    inside = truth[table.index].between(table["ECR_lo"], table["ECR_hi"])
+    assert 0.82 < inside.mean() < 0.98  # 145 clips
+    for more, words in (
+        (["--interval", 0.9], "--interval needs --calibrate"),
+        (["--calibrate", calibration, "--interval", 0.999], "needs at least 999"),
+        (["--calibrate", labels], "not a calibration file"),
+        (["--calibrate", tmp_path / "no.json"], "cannot be read"),
+    ):
+        refused = run(*arguments, "--force", *more)
+        assert isinstance(refused.exception, ConfigError), refused.output
+        assert words in str(refused.exception)
+
+
 def test_a_collapsed_member_is_pointed_out(project, tmp_path):
     paths, labels = project
     flat = tmp_path / "flat.csv"
