@@ -10,6 +10,7 @@ from lmm_ecr.cli import app
 from lmm_ecr.errors import ConfigError
 from lmm_ecr.memory import GB, ModelSize, activations_gb, estimate, model_size, model_states
 
+COLUMNS = (("0", 1, 1), ("1", 8, 1), ("2", 8, 1), ("3", 8, 1), ("3", 64, 8), ("offload", 8, 1))
 CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
 
 
@@ -93,3 +94,17 @@ def test_command_and_its_refusals(tmp_path):
     assert result.states == pytest.approx(14 + 18 * 7 / 8)
     with pytest.raises(ConfigError, match="--zero"):
         estimate(read_config(config), 1, "4")
+
+
+def test_the_table_of_the_readme_is_what_the_command_says():
+    text = (CONFIGS.parents[1] / "deepspeed_configs" / "README.md").read_text()
+    tunings = {"all weights": "qwen2_5_vl_7b.yaml", "LoRA": "qwen2_5_vl_7b_lora.yaml"}
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if " B | " in line]
+    assert len(rows) == 6
+    for short, trained, parameters, *cells in rows[:4]:  # the 72B is counted by the same code, slowly
+        config = {**read_config(CONFIGS / tunings[trained]), "model": f"Qwen/Qwen2.5-VL-{short}-Instruct"}
+        config["per_device_train_batch_size"] = 1
+        for cell, (zero, gpus, machines) in zip(cells, COLUMNS, strict=True):
+            result, size = estimate(config, gpus, zero, machines)
+            shown = f"{result.total:.0f}" + (f" (+{result.host:.0f})" if result.host else "")
+            assert (parameters, cell) == (f"{size.trained / GB:.2f} B", shown)

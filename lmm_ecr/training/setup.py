@@ -283,6 +283,6 @@ def tiny_checkpoint(args: RecipeArguments, name: str, write: Callable[[Path], ob
                 try:
                     os.replace(Path(staging) / directory.name, directory)
                 except OSError:
-                    if not directory.is_dir():  # else another job with the same cache was faster: its files are the same
+                    if not directory.is_dir():  # else another job was faster; its files are the same
                         raise
     return str(directory)
