@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .models.regression import LmmRegressor
-    from .predict import Predictor
+    from .predictor import Predictor
 
 __version__ = "0.1.0"
 __all__ = ["LmmRegressor", "Predictor", "__version__"]
 
-_LAZY = {"LmmRegressor": ".models.regression", "Predictor": ".predict"}
+_LAZY = {"LmmRegressor": ".models.regression", "Predictor": ".predictor"}
 
 
 def __getattr__(name: str):

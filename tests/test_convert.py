@@ -13,7 +13,7 @@ from lmm_ecr.convert import convert_checkpoint
 from lmm_ecr.errors import ConfigError
 from lmm_ecr.models.regression import LmmRegressor
 from lmm_ecr.models.videollama2 import VideoLlama2Spec, load_reference_checkpoint
-from lmm_ecr.predict import Predictor
+from lmm_ecr.predictor import Predictor
 
 from .models.videollama2_reference import (
     golden_config,

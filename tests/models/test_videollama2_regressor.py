@@ -16,7 +16,7 @@ from lmm_ecr.data.sampling import FrameSampling
 from lmm_ecr.errors import ConfigError
 from lmm_ecr.models.regression import LmmRegressor
 from lmm_ecr.models.videollama2 import VideoLlama2Processor, VideoLlama2Spec, load_reference_checkpoint
-from lmm_ecr.predict import Predictor
+from lmm_ecr.predictor import Predictor
 from lmm_ecr.training.setup import build_processor, preprocessing_spec
 
 from .videollama2_reference import (
