@@ -11,16 +11,13 @@ above the selected one, SigLIP's final norm and pooling head, and position table
 else, and any tensor that our model needs and the checkpoint lacks, is an error.
 """
 
-import json
-import pickle
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers.initialization import no_init_weights
 
 from lmm_ecr.errors import ConfigError
@@ -28,6 +25,7 @@ from lmm_ecr.files import read_json
 from lmm_ecr.models.videollama2.configuration import VideoLlama2Config
 from lmm_ecr.models.videollama2.modeling import VideoLlama2Model
 from lmm_ecr.models.videollama2.reference_config import is_reference_config, read_reference_config
+from lmm_ecr.models.videollama2.reference_files import ReferenceFiles
 
 HEAD_PREFIX = "lm_head_reg."
 HEAD_TENSORS = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
@@ -179,19 +177,33 @@ def load_reference_checkpoint(
     sources = {name: target for target, names in plan.targets.items() for name in names}
     heads = {name: target for target, name in plan.head.items()}
     parameters = dict(model.named_parameters())
-    filled: set[str] = set()
+    shared: dict[str, torch.Tensor] = {}
     head: dict[str, torch.Tensor] = {}
     for name, tensor in files.tensors(sources.keys() | heads.keys()):
         if name in heads:
             head[heads[name]] = tensor.to("cpu", torch.float32, copy=True)
             continue
-        parameter = parameters[sources[name]].data
-        if sources[name] not in filled:
-            parameter.copy_(tensor)
-            filled.add(sources[name])
-        elif not torch.equal(parameter, tensor.to(parameter)):
-            raise ConfigError(f"{directory}: {name} should equal its other names {plan.targets[sources[name]]}")
+        target = sources[name]
+        if len(plan.targets[target]) == 1:
+            _fill(parameters[target], tensor)
+        elif target not in shared:
+            shared[target] = tensor.clone()
+            _fill(parameters[target], tensor)
+        elif not torch.equal(shared[target], tensor):
+            raise ConfigError(f"{directory}: {name} should equal its other names {plan.targets[target]}")
     return model.eval(), head or None
+
+
+def _fill(parameter: torch.nn.Parameter, tensor: torch.Tensor) -> None:
+    """Copy a stored tensor into a parameter, which DeepSpeed's ZeRO-3 may have shared out among the processes."""
+    if not hasattr(parameter, "ds_id"):
+        parameter.data.copy_(tensor)
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        if torch.distributed.get_rank() == 0:
+            parameter.data.copy_(tensor)
 
 
 def read_reference_head(directory: str | Path) -> dict[str, torch.Tensor] | None:
@@ -208,97 +220,3 @@ def read_reference_head(directory: str | Path) -> dict[str, torch.Tensor] | None
             f"{directory}: the regression head has the tensors {', '.join(sorted(head))}; it needs {', '.join(HEAD_TENSORS)}"
         )
     return head or None
-
-
-class ReferenceFiles:
-    """The weight files of a reference directory: names, shapes and dtypes at once, values one tensor at a time.
-
-    shapes: name -> shape. dtypes: name -> torch dtype.
-    """
-
-    def __init__(self, directory: Path):
-        if not directory.is_dir():
-            raise ConfigError(f"{directory} is not a directory")
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, torch.dtype] = {}
-        self._names: dict[Path, list[str]] = {}
-        for path in _main_files(directory):
-            self._register(path, prefix="")
-        for name, prefix in (
-            ("audio_tower.bin", "model.audio_tower."),
-            ("mm_projector_a.bin", "model.mm_projector_a."),
-        ):
-            if (directory / name).is_file() and not any(known.startswith(prefix) for known in self.shapes):
-                self._register(directory / name, prefix)
-
-    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """The named tensors, file by file."""
-        wanted = set(names)
-        for path, known in self._names.items():
-            with _opened(path) as file:
-                for name in known:
-                    if name in wanted:
-                        yield name, file.get_tensor(name)
-
-    def _register(self, path: Path, prefix: str) -> None:
-        with _opened(path) as file:
-            for name in file.keys():  # noqa: SIM118 - safe_open files cannot be iterated
-                if name.startswith(prefix):
-                    self.shapes[name], self.dtypes[name] = _shape_and_dtype(file, name)
-                    self._names.setdefault(path, []).append(name)
-
-
-def _main_files(directory: Path) -> list[Path]:
-    for stem in ("model.safetensors", "pytorch_model.bin"):
-        index, single = directory / f"{stem}.index.json", directory / stem
-        if index.is_file():
-            try:
-                names = sorted(set(read_json(index)["weight_map"].values()))
-            except (json.JSONDecodeError, KeyError) as error:
-                raise ConfigError(f"{index} is not an index of weight files") from error
-            absent = [name for name in names if not (directory / name).is_file()]
-            if absent:
-                raise ConfigError(f"{directory}: weight files named in {index.name} are missing: {', '.join(absent)}")
-            return [directory / name for name in names]
-        if single.is_file():
-            return [single]
-    raise ConfigError(f"{directory} holds no weights (model.safetensors or pytorch_model.bin, whole or with an index)")
-
-
-class _PickleFile:
-    """A pickle of tensors with the part of `safe_open`'s interface that is used here; memory-mapped where possible."""
-
-    def __init__(self, path: Path):
-        try:
-            self._state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # files from before torch 1.6 are no zip archives and cannot be mapped
-            self._state = torch.load(path, map_location="cpu", weights_only=True)
-
-    def __enter__(self) -> "_PickleFile":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._state = {}
-
-    def keys(self) -> Iterable[str]:
-        return self._state.keys()
-
-    def get_tensor(self, name: str) -> torch.Tensor:
-        return self._state[name]
-
-
-def _opened(path: Path):
-    """A weight file open for reading, as a context manager with `keys` and `get_tensor`."""
-    try:
-        return safe_open(path, framework="pt") if path.suffix == ".safetensors" else _PickleFile(path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ConfigError(f"{path} cannot be read as weights: {error}. Download or copy it again") from error
-
-
-def _shape_and_dtype(file, name: str) -> tuple[tuple[int, ...], torch.dtype]:
-    if isinstance(file, _PickleFile):
-        tensor = file.get_tensor(name)
-        return tuple(tensor.shape), tensor.dtype
-    header = file.get_slice(name)
-    dtypes = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
-    return tuple(header.get_shape()), dtypes.get(header.get_dtype(), torch.float32)

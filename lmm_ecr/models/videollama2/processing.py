@@ -19,9 +19,10 @@ from lmm_ecr.data.sampling import FrameSampling, check_choice, check_positive
 from lmm_ecr.errors import ConfigError, DataError
 from lmm_ecr.files import read_json, write_json
 from lmm_ecr.models.videollama2.configuration import VideoLlama2Config
-from lmm_ecr.models.videollama2.conversion import ReferenceFiles, is_reference_checkpoint
+from lmm_ecr.models.videollama2.conversion import is_reference_checkpoint
 from lmm_ecr.models.videollama2.modeling import AUDIO, VIDEO
 from lmm_ecr.models.videollama2.reference_config import read_reference_config
+from lmm_ecr.models.videollama2.reference_files import ReferenceFiles
 
 ANSWER = "The engagement continuation rate of the video."
 PROCESSOR_FILE = "processor_config.json"
