@@ -221,6 +221,15 @@ class EcrTrainer(Trainer):
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
+    def evaluation_loop(self, *args, **kwargs):
+        """The Trainer's, without a trace in the random state: a data loader with lasting workers draws a seed from it when it
+        is first used, so that dropout after a resumed run's first evaluation would differ from the uninterrupted run's."""
+        state = get_random_state()
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            set_random_state(state)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Returns (None, predictions float32 [samples, targets], int64 [samples, 2] of row index and readable 0/1)."""
         dataset = self.callback_handler.eval_dataloader.dataset

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -61,7 +62,6 @@ def make_trainer(
     **arguments,
 ):
     """An `EcrTrainer` in float32 on the CPU that logs every step; 2 clips per micro-batch and 2 epochs by default."""
-    tuning = tuning or TuningArguments(vision_learning_rate=None, head_learning_rate=None)
     defaults = {
         "output_dir": str(output),
         "per_device_train_batch_size": 2,
@@ -76,6 +76,8 @@ def make_trainer(
         "disable_tqdm": True,
         "use_cpu": True,
     }
+    rate = arguments.get("learning_rate", defaults["learning_rate"])  # for every part, instead of the family's defaults
+    tuning = replace(tuning or TuningArguments(), vision_learning_rate=rate, head_learning_rate=rate)
     args = EcrTrainingArguments(**{**defaults, **arguments})
     check_launch(args)
     torch.manual_seed(0)

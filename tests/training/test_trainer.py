@@ -16,9 +16,7 @@ from lmm_ecr.training.finish import save_model
 
 from .runs import Interrupted, Interruption, assert_same_weights, make_trainer, step_losses, weights
 
-LORA = TuningArguments(
-    vision="freeze", projector="freeze", language_model="lora", lora_rank=4, head_learning_rate=None, lora_dropout=0.1
-)
+LORA = TuningArguments(vision="freeze", projector="freeze", language_model="lora", lora_rank=4, lora_dropout=0.1)
 
 
 @pytest.fixture
@@ -87,6 +85,17 @@ def test_a_signal_before_the_last_step_of_an_epoch_waits_for_its_evaluation(run,
         stopped.train()
     assert [e["step"] for e in stopped.state.log_history if "eval_final_score" in e] == [6]
     assert last_complete_checkpoint(tmp_path / "cut").name == "checkpoint-6"
+
+
+def test_evaluations_leave_the_random_numbers_of_dropout_alone(run):
+    """A data loader with lasting workers draws from them in its first evaluation only."""
+    trainer = run("run", dataloader_num_workers=1)
+    states = [torch.random.get_rng_state()]
+    for _ in range(2):
+        trainer.evaluate()
+        states.append(torch.random.get_rng_state())
+    assert torch.equal(states[0], states[1])
+    assert torch.equal(states[0], states[2])
 
 
 def test_half_a_checkpoint_is_ignored_and_replaced(run, tmp_path):
