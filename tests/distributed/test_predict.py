@@ -13,8 +13,8 @@ import pytest
 
 from lmm_ecr.models.qwen2_5_vl import Qwen25VLSpec
 from lmm_ecr.models.regression import LmmRegressor
-from lmm_ecr.predictor import Predictor
 from lmm_ecr.predictions import read_predictions
+from lmm_ecr.predictor import Predictor
 
 from .launch import environment, run, torchrun
 
