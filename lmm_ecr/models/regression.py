@@ -204,7 +204,8 @@ class LmmRegressor(PreTrainedModel):
         the model is of no supported family or any of its weights is missing.
         """
         family = family_of(name_or_path, revision)
-        backbone = family.load_backbone(str(name_or_path), revision=revision, **load_options)
+        with torch.random.fork_rng(devices=[]):  # the new head must not depend on how the weights were loaded (ZeRO-3)
+            backbone = family.load_backbone(str(name_or_path), revision=revision, **load_options)
         config = cls.config_class(
             backbone_config=backbone.config,
             backbone_name_or_path=str(name_or_path),
