@@ -207,7 +207,10 @@ class EcrTrainingArguments(TrainingArguments):
             self.dataloader_persistent_workers = False
         if self.eval_strategy == "no" or self.save_strategy == "no":
             self.load_best_model_at_end = False
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:  # how transformers reports settings that contradict each other or the machine
+            raise ConfigError(f"training arguments: {error}") from error
 
 
 @dataclass

@@ -221,7 +221,7 @@ def load_calibration(path: str | None, interval: float | None):
 def run_identity(directory: Path, dataset: ClipDataset, ablations: Sequence[str], dtype: str) -> dict[str, Any]:
     """What a result depends on: model files, table, ablations, precision. Weights are told apart by name, size and time."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in directory.iterdir() if p.suffix in (".json", ".safetensors", ".jinja")):
+    for path in sorted(p for p in directory.iterdir() if p.suffix in (".json", ".safetensors", ".bin", ".jinja")):
         if path.name in ("metrics.json", "run.json"):
             continue
         stat = path.stat()

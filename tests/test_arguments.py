@@ -204,3 +204,19 @@ def test_resolved_values_are_plain_and_without_secrets():
 def test_runs_without_checkpoints_do_not_ask_for_the_best_one():
     assert parse_arguments(["--eval_strategy", "no"]).training.load_best_model_at_end is False
     assert parse_arguments(["--dataloader_num_workers", "0"]).training.dataloader_persistent_workers is False
+
+
+def test_contradictions_that_transformers_finds_are_errors_for_the_user():
+    """For example bfloat16 asked for on a machine without a GPU used to end in a bare ValueError."""
+    words = [
+        "--load_best_model_at_end",
+        "true",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "3",
+        "--save_strategy",
+        "epoch",
+    ]
+    with pytest.raises(ConfigError, match=r"training arguments: .*strategy"):
+        parse_arguments([*words, "--use_cpu"])
