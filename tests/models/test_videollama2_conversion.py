@@ -237,8 +237,11 @@ def test_saved_position_tables_are_ignored(tmp_path):
     state = golden_state()
     state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(4)
     state["model.vision_tower.vision_tower.vision_model.embeddings.position_ids"] = torch.arange(81)[None]
-    write_reference_checkpoint(tmp_path, state, golden_config())
-    load_reference_checkpoint(tmp_path)
+    write_reference_checkpoint(tmp_path / "with", state, golden_config())
+    write_reference_checkpoint(tmp_path / "without", golden_state(), golden_config())
+    models = [load_reference_checkpoint(tmp_path / name)[0].state_dict() for name in ("with", "without")]
+    assert models[0].keys() == models[1].keys()
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
 def test_index_that_is_no_index(tmp_path):
