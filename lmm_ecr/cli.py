@@ -3,10 +3,12 @@
 import errno
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import typer
 
-from .errors import ConfigError, LmmEcrError
+from .errors import ConfigError
+from .processes import run_and_exit
 
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """The system refuses to write: a stack trace would explain nothing."""
@@ -373,15 +375,9 @@ def bench(
         write_json(json, result.to_dict())
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command line; an error meant for the user is printed without a stack trace and exits with status 2."""
-    try:
-        app()
-    except LmmEcrError as error:
-        from .console import process_label
-
-        print(f"{process_label()}lmm-ecr: error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    run_and_exit("lmm-ecr", app)
 
 
 if __name__ == "__main__":

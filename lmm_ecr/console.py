@@ -1,15 +1,14 @@
 """What the programs (recipes and the command line) print while they run."""
 
 import logging
-import os
-import socket
 import sys
 import warnings
 from collections.abc import Callable
+from typing import NoReturn
 
 from transformers import ProgressCallback, TrainerCallback
 
-from .errors import LmmEcrError, Preempted
+from .processes import run_and_exit
 
 # How numbers of a log line are written; what is not listed is printed with four digits.
 _FORMATS = {
@@ -78,30 +77,11 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
 
 
-def process_label() -> str:
-    """ "host n1, rank 3 of 8: " for a process of a distributed run (as its launcher numbered it), else nothing."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return ""
-    return f"host {socket.gethostname()}, rank {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']}: "
-
-
-def run_program(name: str, main: Callable[[], None]) -> None:
-    """Run a program; errors meant for the user are printed without a stack trace and exit with their status.
-
-    A process of a distributed run says which one it is, for the job's log; so it does when it dies of anything else.
-    """
+def run_program(name: str, main: Callable[[], None]) -> NoReturn:
+    """Run a recipe to its end and leave the process, as `processes.run_and_exit`, with this package's way of printing."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("lmm_ecr").setLevel(logging.INFO)
     for noisy in ("httpx", "datasets", "filelock", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     quiet_libraries()
-    try:
-        main()
-    except LmmEcrError as error:
-        kind = "stopped" if isinstance(error, Preempted) else "error"
-        print(f"{process_label()}{name}: {kind}: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_status)
-    except Exception as error:
-        if process_label():
-            print(f"{process_label()}{name} died of {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        raise
+    run_and_exit(name, main)

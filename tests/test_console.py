@@ -2,10 +2,7 @@
 
 from types import SimpleNamespace
 
-import pytest
-
-from lmm_ecr.console import LogLines, log_line, log_lines, run_program
-from lmm_ecr.errors import ConfigError
+from lmm_ecr.console import LogLines, log_line, log_lines
 
 
 def test_log_line_is_readable():
@@ -25,13 +22,3 @@ def test_only_the_first_process_prints(capsys):
         state = SimpleNamespace(is_world_process_zero=zero, global_step=1)
         callback.on_log(None, state, None, logs={"loss": 1.0})
     assert capsys.readouterr().out == "step 1  loss 1.0000\n"
-
-
-def test_user_errors_exit_with_2_and_without_a_trace(capsys):
-    def fail():
-        raise ConfigError("the flag is wrong")
-
-    with pytest.raises(SystemExit) as caught:
-        run_program("recipe.py", fail)
-    assert caught.value.code == 2
-    assert capsys.readouterr().err == "recipe.py: error: the flag is wrong\n"
