@@ -20,6 +20,8 @@ from pathlib import Path
 
 import torch
 
+from lmm_ecr.processes import run_and_exit
+
 
 def worker(options: argparse.Namespace) -> None:
     """One process: times steps of `EcrTrainer`, with gradients averaged over all processes."""
@@ -125,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_exit("weak_scaling.py", main)

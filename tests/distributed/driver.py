@@ -21,6 +21,7 @@ from lmm_ecr.data.manifest import read_manifest
 from lmm_ecr.errors import Preempted
 from lmm_ecr.models.qwen2_5_vl import Qwen25VLProcessor, Qwen25VLSpec
 from lmm_ecr.models.regression import unwrap_regressor
+from lmm_ecr.processes import run_and_exit
 from lmm_ecr.training.checkpoints import last_complete_checkpoint
 from lmm_ecr.training.finish import save_model
 from tests.training.runs import Interruption, make_trainer, step_losses
@@ -140,9 +141,7 @@ def main() -> None:
         run(job, name, options)
         print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
         forget_launch_state()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    run_and_exit("driver.py", main)
