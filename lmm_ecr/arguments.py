@@ -197,6 +197,7 @@ class EcrTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = _option(False, "Kept off: the collator's tensors are all used.")
     dataloader_num_workers: int = _option(default_num_workers, "Processes that decode clips, per device.")
     dataloader_persistent_workers: bool = _option(True, "Keep the workers between epochs.")
+    ddp_find_unused_parameters: bool = _option(False, "Kept off: every trained weight gets a gradient in every step.")
     report_to: str | None = _option("none", "tensorboard, wandb, trackio, none, ...")
 
     def __post_init__(self):

@@ -124,20 +124,23 @@ class GradientScale(torch.autograd.Function):
 
 
 class BeatsPositionConv(nn.Module):
-    """x + GELU(grouped convolution over the tokens), the kernel weight-normalised per tap. [B, N, C] -> the same."""
+    """x + GELU(grouped convolution over the tokens), the kernel weight-normalised per tap. [B, N, C] -> the same.
+
+    The weights are not called weight_g and weight_v: transformers renames such ones while it loads under ZeRO-3.
+    """
 
     def __init__(self, config: BeatsConfig):
         super().__init__()
         width, self.groups = config.hidden_size, config.position_conv_groups
         self.kernel = config.position_conv_kernel
-        self.weight_g = nn.Parameter(torch.ones(1, 1, self.kernel))
-        self.weight_v = nn.Parameter(torch.empty(width, width // self.groups, self.kernel))
+        self.magnitude = nn.Parameter(torch.ones(1, 1, self.kernel))
+        self.direction = nn.Parameter(torch.empty(width, width // self.groups, self.kernel))
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        v = self.weight_v.float()
+        v = self.direction.float()
         norm = (v.square().sum(dim=(0, 1), keepdim=True) + _WEIGHT_NORM_EPS).sqrt()
-        weight = (v / norm).to(self.weight_v.dtype) * self.weight_g
+        weight = (v / norm).to(self.direction.dtype) * self.magnitude
         y = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=self.kernel // 2, groups=self.groups)
         y = y[..., : x.shape[1]]  # an even kernel makes one position too many
         return x + F.gelu(y).transpose(1, 2)
@@ -278,9 +281,9 @@ class BeatsEncoder(PreTrainedModel):
         gain = (8 * self.config.num_hidden_layers) ** -0.25
         if isinstance(module, BeatsPositionConv):
             taps, width = self.config.position_conv_kernel, self.config.hidden_size
-            init.normal_(module.weight_v, std=math.sqrt(4.0 / (taps * width)))
+            init.normal_(module.direction, std=math.sqrt(4.0 / (taps * width)))
             # The expected norm of one tap, so that the normalised kernel starts with the same spread.
-            init.constant_(module.weight_g, math.sqrt(4.0 / (taps * width) * module.weight_v[..., 0].numel()))
+            init.constant_(module.magnitude, math.sqrt(4.0 / (taps * width) * module.direction[..., 0].numel()))
             init.zeros_(module.bias)
         elif isinstance(module, BeatsAttention):
             init.ones_(module.gate_scale)

@@ -2,8 +2,9 @@
 
     torchrun --nproc_per_node 2 -m tests.distributed.driver JOB.json        (or python -m ... for one process)
 
-JOB.json: backbone, train, eval (tables), videos, output, processes, runs (name -> strategy, loss, ...). Writes
-<output>/<name>.json with what the tests compare; the imports cost more than all the training.
+JOB.json: backbones (family -> directory), train, eval (tables), videos, broken and silent (clips), output, processes, runs
+(name -> strategy, loss, ...). Writes <output>/<name>.<rank>.json with what the tests compare; the imports cost more than all
+the training.
 """
 
 import json
@@ -19,8 +20,10 @@ import torch
 from lmm_ecr.arguments import TuningArguments
 from lmm_ecr.data.manifest import read_manifest
 from lmm_ecr.errors import Preempted
+from lmm_ecr.files import read_json
 from lmm_ecr.models.qwen2_5_vl import Qwen25VLProcessor, Qwen25VLSpec
 from lmm_ecr.models.regression import unwrap_regressor
+from lmm_ecr.models.videollama2.processing import VideoLlama2Processor
 from lmm_ecr.processes import run_and_exit
 from lmm_ecr.training.checkpoints import last_complete_checkpoint
 from lmm_ecr.training.finish import save_model
@@ -61,12 +64,18 @@ def head_state(trainer) -> dict:
 def run(job: dict, name: str, options: dict) -> None:
     output = Path(job["output"]) / options.get("directory", name)
     processes = job["processes"]
-    processor = Qwen25VLProcessor.from_backbone(job["backbone"], Qwen25VLSpec(max_pixels=6 * 784, min_pixels=784))
+    family = options.get("family", "qwen2_5_vl")
+    backbone = job["backbones"][family]
+    if family == "qwen2_5_vl":
+        processor = Qwen25VLProcessor.from_backbone(backbone, Qwen25VLSpec(max_pixels=6 * 784, min_pixels=784))
+    else:
+        processor = VideoLlama2Processor.from_backbone(backbone)
     train = read_manifest(job["train"], job["videos"], targets=["ECR"])
     train = replace(train, rows=train.rows[: options.get("rows", 11)])
-    if "broken" in options:
+    for kind in ("broken", "silent"):
         rows = [
-            replace(r, video=Path(job["broken"])) if i in options["broken"] else r for i, r in enumerate(train.rows)
+            replace(row, video=Path(job[kind])) if i in options.get(kind, ()) else row
+            for i, row in enumerate(train.rows)
         ]
         train = replace(train, rows=rows)
     evaluation = read_manifest(job["eval"], job["videos"], targets=["ECR"])
@@ -74,15 +83,21 @@ def run(job: dict, name: str, options: dict) -> None:
     strategy = options["strategy"]
     arguments = {}
     if strategy != "plain":
-        arguments["deepspeed"] = str(CONFIGS / f"{strategy}.json")
+        config = read_json(CONFIGS / f"{strategy}.json")
+        # The weights of a tiny model would all be small enough to stay whole, and nothing would be gathered in a step.
+        config["zero_optimization"] |= {
+            "stage3_param_persistence_threshold": 0,
+            "stage3_model_persistence_threshold": 0,
+        }
+        arguments["deepspeed"] = config
     accumulation = options.get("accumulation", 1)
     trainer = make_trainer(
-        job["backbone"],
+        backbone,
         processor,
         train,
         evaluation,
         output,
-        tuning=TuningArguments(**LORA) if options.get("lora") else None,
+        tuning=TuningArguments(**(LORA if options.get("lora") else options.get("tuning", {}))),
         loss=options["loss"],
         per_device_train_batch_size=8 // processes // accumulation,
         per_device_eval_batch_size=2,

@@ -5,12 +5,15 @@ evenly.
 """
 
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
 
+from lmm_ecr.files import read_json, write_json
 from lmm_ecr.predictions import read_predictions
+from tests.data.media import write_clip
 
 from . import driver
 from .launch import run, torchrun
@@ -19,6 +22,13 @@ pytestmark = pytest.mark.distributed
 
 MSE, PLCC, RANK = "mse", "mse + 0.5*plcc", "rank"
 MIXED = "mse + 0.5*plcc + 0.1*rank"
+# With micro-batches of one clip, a process often has no sound while the other one has; nothing of the encoders is trained.
+SILENT = {
+    "family": "videollama2",
+    "loss": MSE,
+    "silent": [0, 2, 3, 7, 8],
+    "tuning": {"audio": "freeze", "audio_projector": "freeze"},
+}
 ONE = {
     "mse": {"loss": MSE},
     "plcc": {"loss": PLCC},
@@ -27,6 +37,7 @@ ONE = {
     "broken": {"loss": PLCC, "broken": [0, 4, 5, 9]},
     "lora": {"loss": MSE, "lora": True},
     "saved": {"loss": PLCC, "save": True},
+    "silent": SILENT,
 }
 TWO = {
     "ddp-mse": {"loss": MSE},
@@ -34,6 +45,7 @@ TWO = {
     "ddp-rank": {"loss": RANK},
     "ddp-accumulated": {"loss": MIXED, "accumulation": 2},
     "ddp-broken": {"loss": PLCC, "accumulation": 4, "broken": [0, 4, 5, 9]},
+    "ddp-silent": {**SILENT, "accumulation": 4},
     "ddp-stopped": {"loss": PLCC, "save": True, "stop": 2, "directory": "ddp-saved"},
     "ddp-saved": {"loss": PLCC, "save": True, "resume": True},
     "zero2-mse": {"strategy": "zero2", "loss": MSE},
@@ -45,22 +57,28 @@ TWO = {
     "zero3-accumulated": {"strategy": "zero3", "loss": MIXED, "accumulation": 2},
     "zero3-lora": {"strategy": "zero3", "loss": MSE, "lora": True, "save": True},
     "zero3-bf16": {"strategy": "zero3", "loss": MSE, "bf16": True, "lora": True},
+    "zero3-silent": {**SILENT, "strategy": "zero3", "accumulation": 4},
     "zero3-stopped": {"strategy": "zero3", "loss": PLCC, "save": True, "stop": 2, "directory": "zero3-saved"},
     "zero3-saved": {"strategy": "zero3", "loss": PLCC, "save": True, "resume": True},
 }
 
 
 @pytest.fixture(scope="module")
-def results(tiny_qwen, tiny_clips, tmp_path_factory):
+def results(tiny_qwen, tiny_videollama2, tiny_clips, tmp_path_factory):
     """name -> one result per process; and the directory of all runs."""
     output = tmp_path_factory.mktemp("equality")
+    sound = shutil.copytree(tiny_videollama2, output / "videollama2")
+    config = read_json(sound / "config.json")
+    config["audio_config"]["layerdrop"] = 0.0  # each process draws its own
+    write_json(sound / "config.json", config)
     (output / "broken.mp4").write_bytes(b"no video")
     job = {
-        "backbone": str(tiny_qwen),
+        "backbones": {"qwen2_5_vl": str(tiny_qwen), "videollama2": str(sound)},
         "train": str(tiny_clips / "train.csv"),
         "eval": str(tiny_clips / "eval.csv"),
         "videos": str(tiny_clips / "videos"),
         "broken": str(output / "broken.mp4"),
+        "silent": str(write_clip(output / "silent.mp4")),
         "output": str(output),
     }
     for processes, runs in ((1, ONE), (2, TWO)):
@@ -85,9 +103,12 @@ def assert_same(results, name, expected, predictions=1e-5):
         assert len(result["predictions"]) == 5
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
-def test_processes_were_really_two_and_sharded(results, strategy):
-    for result in results[0][f"{strategy}-mse"]:
+@pytest.mark.parametrize(
+    ("strategy", "run"),
+    [("ddp", "mse"), ("zero2", "mse"), ("zero3", "mse"), ("zero3", "silent")],
+)
+def test_processes_were_really_two_and_sharded(results, strategy, run):
+    for result in results[0][f"{strategy}-{run}"]:
         kind = "MULTI_CPU" if strategy == "ddp" else "DEEPSPEED"
         assert result["world"] == [2, f"DistributedType.{kind}"]
         assert result["sharded"] == (strategy == "zero3")
@@ -104,6 +125,8 @@ def test_processes_were_really_two_and_sharded(results, strategy):
         ("zero2-plcc", "plcc"),
         ("zero3-lora", "lora"),
         ("ddp-accumulated", "accumulated"),
+        ("ddp-silent", "silent"),
+        ("zero3-silent", "silent"),
         ("zero2-accumulated", "accumulated"),
         ("zero3-accumulated", "accumulated"),
     ],

@@ -204,6 +204,22 @@ def test_training_step_reaches_every_parameter_whatever_the_batch_holds(scorer, 
     assert all(not parameter.grad.any() for parameter in unused.parameters())
 
 
+def test_scoring_silent_clips_does_not_run_the_audio_encoder(scorer, samples):
+    model, head = scorer
+    calls = []
+    model.audio_encoder.register_forward_hook(lambda *_: calls.append(1))
+    batch = make_batch([(ids, frames, None) for ids, frames, _ in samples])
+    with torch.no_grad():
+        score(model, head, batch)
+    assert not calls
+    score(model, head, batch)  # with gradients: the encoder gets one of zero
+    assert len(calls) == 1
+    model.audio_encoder.requires_grad_(False)
+    model.audio_projector.requires_grad_(False)
+    score(model, head, batch)
+    assert len(calls) == 1
+
+
 def test_gradient_checkpointing_gives_the_same_gradients(checkpoint, samples):
     gradients = []
     for checkpointing in (False, True):

@@ -1,5 +1,6 @@
 """Small training runs for the tests: a trainer on generated clips, and the losses of its steps."""
 
+import json
 import os
 import signal
 from dataclasses import replace
@@ -23,11 +24,13 @@ class CachedReader:
 
     def __init__(self, processor):
         self.reader = FileReader(processor)
+        self.spec = json.dumps(processor.clip_spec())
 
     def __call__(self, row):
-        if row.video not in self.clips:
-            self.clips[row.video] = self.reader(row)
-        return self.clips[row.video]
+        key = (row.video, self.spec)
+        if key not in self.clips:
+            self.clips[key] = self.reader(row)
+        return self.clips[key]
 
 
 class Interrupted(Exception):

@@ -31,6 +31,7 @@ HEAD_PREFIX = "lm_head_reg."
 HEAD_TENSORS = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
 
 _SIGLIP = r"model\.vision_tower\.vision_tower\.(?:vision_model\.)?"
+_BEATS_CONV = r"model\.audio_tower\.encoder\.pos_conv\.0\."
 _BEATS_LAYER = r"model\.audio_tower\.encoder\.layers\.(\d+)\."
 _RENAMES = tuple(
     (re.compile(pattern), replacement)
@@ -44,7 +45,9 @@ _RENAMES = tuple(
         (r"model\.audio_tower\.patch_embedding\.", r"audio_encoder.patch_embedding."),
         (r"model\.audio_tower\.layer_norm\.", r"audio_encoder.patch_norm."),
         (r"model\.audio_tower\.post_extract_proj\.", r"audio_encoder.patch_projection."),
-        (r"model\.audio_tower\.encoder\.pos_conv\.0\.", r"audio_encoder.position_conv."),
+        (_BEATS_CONV + r"(?:weight_g|parametrizations\.weight\.original0)$", r"audio_encoder.position_conv.magnitude"),
+        (_BEATS_CONV + r"(?:weight_v|parametrizations\.weight\.original1)$", r"audio_encoder.position_conv.direction"),
+        (_BEATS_CONV, r"audio_encoder.position_conv."),
         (r"model\.audio_tower\.encoder\.layer_norm\.", r"audio_encoder.input_norm."),
         (_BEATS_LAYER + r"self_attn\.relative_attention_bias\.", r"audio_encoder.relative_position_bias."),
         (_BEATS_LAYER + r"self_attn\.grep_linear\.", r"audio_encoder.layers.\1.attention.gate_proj."),

@@ -137,11 +137,12 @@ class VideoLlama2Model(PreTrainedModel):
             mm_token_type_ids = torch.zeros_like(input_ids)
         counts = torch.stack([(mm_token_type_ids == kind).sum(dim=1) for kind in (VIDEO, AUDIO)])
         video_counts, audio_counts = ([count for count in row if count] for row in counts.tolist())
-        for kind, rows, placeholders in (
-            (VIDEO, self._video_rows(pixel_values_videos, len(video_counts)), video_counts),
-            (AUDIO, [] if fbank is None else self.get_audio_tokens(fbank, fbank_mask), audio_counts),
-        ):
-            name = {VIDEO: "video", AUDIO: "audio"}[kind]
+        # Video before sound on every process, whatever its batch has: ZeRO-3 and FSDP gather weights as modules run.
+        for kind, name, placeholders in ((VIDEO, "video", video_counts), (AUDIO, "audio", audio_counts)):
+            if kind == VIDEO:
+                rows = self._video_rows(pixel_values_videos, len(placeholders))
+            else:
+                rows = [] if fbank is None else self.get_audio_tokens(fbank, fbank_mask)
             if [len(row) for row in rows] != placeholders:
                 raise ValueError(
                     f"{name} placeholders in the rows of the batch that have any: {placeholders}; "
@@ -150,8 +151,8 @@ class VideoLlama2Model(PreTrainedModel):
             if rows:
                 place = (mm_token_type_ids == kind).unsqueeze(-1)
                 embeds = embeds.masked_scatter(place, torch.cat(rows).to(embeds.dtype))
-        if self.training or _is_distributed():
-            embeds = self._touch_unused_encoders(embeds, pixel_values_videos is None, fbank is None)
+            elif self._must_run(kind):
+                embeds = embeds + 0.0 * self._tokens_of_smallest_input(kind, embeds).sum().to(embeds.dtype)
         return embeds
 
     def forward(
@@ -203,25 +204,24 @@ class VideoLlama2Model(PreTrainedModel):
             pixels = pixels.unflatten(0, (num_rows, -1))
         return list(self.get_video_tokens(pixels))
 
-    def _touch_unused_encoders(self, embeds: torch.Tensor, no_video: bool, no_audio: bool) -> torch.Tensor:
-        """Run an encoder that this batch does not need on a minimal input and add zero times its result.
+    def _must_run(self, kind: int) -> bool:
+        """Whether a batch without video or sound must run its encoder all the same.
 
-        Every process then runs the same collectives and gives every trained parameter a gradient (of zero), whichever
-        clips of its share have sound. Otherwise DDP stops and ZeRO-3 hangs.
+        DDP needs a gradient (of zero) for every trained parameter; where weights are sharded, all processes must gather
+        the same ones, or the run hangs.
         """
-        if no_video and any(p.requires_grad for part in ("vision_encoder", "connector") for p in self._of(part)):
+        parts = (self.vision_encoder, self.connector) if kind == VIDEO else (self.audio_encoder, self.audio_projector)
+        parameters = [parameter for part in parts for parameter in part.parameters()]
+        trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+        return trained or any(_is_sharded(parameter) for parameter in parameters)
+
+    def _tokens_of_smallest_input(self, kind: int, like: torch.Tensor) -> torch.Tensor:
+        if kind == VIDEO:
             vision = self.config.vision_config
             shape = (1, self.config.connector_downsample[0], vision.num_channels, vision.image_size, vision.image_size)
-            clip = torch.zeros(shape, device=embeds.device, dtype=embeds.dtype)
-            embeds = embeds + 0.0 * self.get_video_tokens(clip).sum().to(embeds.dtype)
-        if no_audio and any(p.requires_grad for part in ("audio_encoder", "audio_projector") for p in self._of(part)):
-            audio = self.config.audio_config
-            fbank = torch.zeros(1, audio.patch_size, audio.num_mel_bins, device=embeds.device)
-            embeds = embeds + 0.0 * self.get_audio_tokens(fbank)[0].sum().to(embeds.dtype)
-        return embeds
-
-    def _of(self, part: str):
-        return getattr(self, part).parameters()
+            return self.get_video_tokens(torch.zeros(shape, device=like.device, dtype=like.dtype))
+        audio = self.config.audio_config
+        return self.get_audio_tokens(torch.zeros(1, audio.patch_size, audio.num_mel_bins, device=like.device))[0]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -235,12 +235,9 @@ class VideoLlama2Model(PreTrainedModel):
             super()._init_weights(module)
 
 
-def _is_distributed() -> bool:
-    return (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and (torch.distributed.get_world_size() > 1)
-    )
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    """Whether this process holds only its share of it: of ZeRO-3, or a DTensor of FSDP2."""
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "device_mesh")
 
 
 AutoModel.register(VideoLlama2Config, VideoLlama2Model)
