@@ -20,6 +20,10 @@ activate_environment() {
         echo "accelerate is not in PATH: set VENV, CONDA_ENV or MODULES (see the top of the job script)" >&2
         exit 2
     fi
+    # What DeepSpeed and Triton compile goes to each node's own disk: in a shared home one lock holds up all nodes.
+    local compiled="${TMPDIR:-/tmp}/lmm_ecr-$(id -u)"
+    export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$compiled/torch_extensions}"
+    export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$compiled/triton}"
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
     export PYTHONUNBUFFERED=1  # the last words of a process that dies reach the log
 }

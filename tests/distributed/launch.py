@@ -1,6 +1,7 @@
 """Starting the programs under test as users do, in processes of their own."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -38,10 +39,22 @@ def torchrun(*command: str, processes: int = 2) -> list[str]:
 
 
 def run(command: list[str], timeout: float = 300, check: bool = True, cwd=None, **extra: str):
-    """Run to the end; a failure shows the output's end."""
-    done = subprocess.run(
-        command, env=environment(**extra), capture_output=True, text=True, timeout=timeout, cwd=cwd, check=False
-    )
-    if check and done.returncode != 0:
-        raise AssertionError(f"{command[:4]} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-6000:]}")
-    return done
+    """Run to the end; a failure shows the output's end. After `timeout` seconds the program and all it started are killed."""
+    with subprocess.Popen(
+        command,
+        env=environment(**extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+            raise AssertionError(f"{command[:4]} was killed after {timeout} s:\n{(out + err)[-6000:]}") from None
+    if check and process.returncode != 0:
+        raise AssertionError(f"{command[:4]} ended with {process.returncode}:\n{(out + err)[-6000:]}")
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
