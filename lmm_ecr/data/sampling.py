@@ -21,6 +21,7 @@ SHORT_CLIPS = ("spread", "fewer")
 # Presentation times are rounded to the container's clock (1 ms in Matroska): without a tolerance the frame meant for
 # t = 1 s would be missed when it is stored as 1.0004 s. Half of the coarsest clock in use never takes in another frame.
 TIME_TOLERANCE_SECONDS = 0.5e-3
+FLOAT_TOLERANCE_SECONDS = 1e-9
 
 # What `mean_frame_interval` says where no interval exists, see there.
 SINGLE_FRAME_INTERVAL_SECONDS = 1.0
@@ -87,15 +88,36 @@ def sample_indices(sampling: FrameSampling, timestamps: np.ndarray, duration: fl
         raise DataError("frame times must be finite and sorted")
     if duration is None or not math.isfinite(duration) or duration < timestamps[-1]:
         duration = _duration(timestamps)
+    tolerance = _clock_tolerance(timestamps)
     if sampling.mode == "uniform":
         return _uniform(len(timestamps), sampling.num_frames)
     if sampling.mode == "fps":
-        return _frames_at(timestamps, _instants(duration, sampling.fps, sampling.max_frames))
-    if duration >= sampling.num_frames / sampling.fps - TIME_TOLERANCE_SECONDS:
-        return _frames_at(timestamps, np.arange(sampling.num_frames) / sampling.fps)
+        return _frames_at(timestamps, _instants(duration, sampling, tolerance), tolerance)
+    if duration >= sampling.num_frames / sampling.fps - tolerance:
+        return _frames_at(timestamps, np.arange(sampling.num_frames) / sampling.fps, tolerance)
     if sampling.short_clips == "spread":
         return np.trunc(np.linspace(0, len(timestamps) - 1, sampling.num_frames)).astype(np.int64)
-    return _frames_at(timestamps, np.arange(_count_instants(duration, sampling.fps)) / sampling.fps)
+    instants = np.arange(_count_instants(duration, sampling.fps, tolerance)) / sampling.fps
+    return _frames_at(timestamps, instants, tolerance)
+
+
+def frame_interval(sampling: FrameSampling, timestamps: np.ndarray, duration: float) -> float:
+    """Seconds between the frames that `sampling` took of a clip of `duration` seconds: what a model is told of time.
+
+    timestamps: float64 [T], presentation times of the sampled frames. Where one frame every 1/fps seconds was taken, that
+    is the interval: the frames on the screen at those instants began a little earlier, each by another amount. Elsewhere
+    (spread over a short clip, "uniform", a limited "fps") it is `mean_frame_interval`.
+    """
+    timestamps = np.asarray(timestamps, dtype=np.float64)
+    step = 1 / sampling.fps
+    regular = False
+    if sampling.mode == "first_n_seconds":
+        regular = sampling.short_clips == "fewer" or duration >= sampling.num_frames * step - TIME_TOLERANCE_SECONDS
+    elif sampling.mode == "fps":
+        regular = _count_instants(duration, sampling.fps, TIME_TOLERANCE_SECONDS) <= sampling.max_frames
+    if regular and len(timestamps) > 1 and timestamps[-1] <= (len(timestamps) - 1) * step + TIME_TOLERANCE_SECONDS:
+        return step
+    return mean_frame_interval(timestamps)
 
 
 def mean_frame_interval(timestamps: np.ndarray) -> float:
@@ -127,19 +149,28 @@ def _uniform(num_available: int, num_frames: int) -> np.ndarray:
     return np.round(share * (np.arange(num_frames) + 0.5) + 1e-6).astype(np.int64)
 
 
-def _count_instants(duration: float, fps: float) -> int:
+def _clock_tolerance(timestamps: np.ndarray) -> float:
+    """How far a stored time may be off, in seconds: twice the largest distance from a constant rate, at most half of the
+    coarsest clock in use. On exact times of a constant rate next to nothing, so that 29.99 frames per second do not count
+    as 30; on a variable rate the distance says nothing about the clock, and the limit holds."""
+    even = np.linspace(timestamps[0], timestamps[-1], len(timestamps))
+    return min(2 * float(np.abs(timestamps - even).max()) + FLOAT_TOLERANCE_SECONDS, TIME_TOLERANCE_SECONDS)
+
+
+def _count_instants(duration: float, fps: float, tolerance: float) -> int:
     """How many of 0, 1/fps, 2/fps, ... lie inside the clip; 0 always does."""
-    return max(1, math.ceil((duration - TIME_TOLERANCE_SECONDS) * fps))
+    return max(1, math.ceil((duration - tolerance) * fps))
 
 
-def _instants(duration: float, fps: float, max_frames: int) -> np.ndarray:
-    if _count_instants(duration, fps) > max_frames:
-        return np.arange(max_frames) * (duration / max_frames)
-    return np.arange(_count_instants(duration, fps)) / fps
+def _instants(duration: float, sampling: FrameSampling, tolerance: float) -> np.ndarray:
+    count = _count_instants(duration, sampling.fps, tolerance)
+    if count > sampling.max_frames:
+        return np.arange(sampling.max_frames) * (duration / sampling.max_frames)
+    return np.arange(count) / sampling.fps
 
 
-def _frames_at(timestamps: np.ndarray, instants: np.ndarray) -> np.ndarray:
-    after = np.searchsorted(timestamps, instants + TIME_TOLERANCE_SECONDS, side="right")
+def _frames_at(timestamps: np.ndarray, instants: np.ndarray, tolerance: float) -> np.ndarray:
+    after = np.searchsorted(timestamps, instants + tolerance, side="right")
     return np.maximum(after - 1, 0).astype(np.int64)
 
 

@@ -10,7 +10,7 @@ import torch
 from ..data.decode import Clip, ClipInfo
 from ..data.processor import ClipProcessor, PreprocessingSpec, pad_tokens
 from ..data.prompt import build_prompt, plain_ids
-from ..data.sampling import mean_frame_interval
+from ..data.sampling import frame_interval
 from ..errors import ConfigError
 from .families import check_loading, normalise_pixels
 
@@ -197,7 +197,7 @@ class Qwen25VLProcessor(ClipProcessor):
         )
         token_types = torch.zeros_like(ids)
         token_types[position : position + num_video_tokens] = VIDEO_TOKEN_TYPE
-        interval = mean_frame_interval(clip.timestamps)
+        interval = frame_interval(self.spec.sampling, clip.timestamps, clip.duration)
         return {
             "input_ids": ids,
             "mm_token_type_ids": token_types,

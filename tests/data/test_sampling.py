@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmm_ecr.data.sampling import FrameSampling, mean_frame_interval, sample_indices
+from lmm_ecr.data.sampling import FrameSampling, frame_interval, mean_frame_interval, sample_indices
 from lmm_ecr.errors import ConfigError, DataError
 
 GOLDENS = Path(__file__).resolve().parents[2] / "../shared/goldens/videollama2_av/sampling.json"
+
+RANDOM_RATES = np.random.default_rng(0).uniform(5, 120, 50).round(4).tolist()
 
 
 def constant_rate(num_frames: int, fps: float) -> tuple[np.ndarray, float]:
@@ -60,6 +62,35 @@ def test_equals_the_reference(duration_known):
         sampling = FrameSampling(mode=case["mode"], num_frames=case["num_frames"])
         found = indices(sampling, timestamps, duration if duration_known else None)
         assert found == case["frame_indices"], case
+
+
+COMMON_RATES = (24000 / 1001, 24, 25, 30000 / 1001, 30, 50, 60000 / 1001, 60)
+
+
+def published_indices(num_frames: int, rate: float, wanted: int) -> list[int]:
+    """Frame trunc(i * rate), or spread where the clip has fewer than wanted * rate frames."""
+    if num_frames < wanted * rate - 1e-9:
+        return np.trunc(np.linspace(0, num_frames - 1, wanted)).astype(int).tolist()
+    return np.trunc(np.arange(wanted) * rate + 1e-9).astype(int).tolist()
+
+
+@pytest.mark.parametrize("rate", [*COMMON_RATES, 29.99, 30.0003, 59.98, 119.88, *RANDOM_RATES])
+def test_any_constant_rate_gives_the_published_frames(rate):
+    for num_frames in (1, 7, int(8 * rate), int(8 * rate) + 1, 900, 1920):
+        for wanted in (2, 5, 8, 16):
+            found = indices(FrameSampling(num_frames=wanted), *constant_rate(num_frames, rate))
+            assert found == published_indices(num_frames, rate, wanted), (num_frames, wanted)
+
+
+@pytest.mark.parametrize("clock", [1000, 15_360, 90_000])
+@pytest.mark.parametrize("rate", COMMON_RATES)
+def test_times_rounded_to_the_clock_of_a_container_give_the_same_frames(rate, clock):
+    for num_frames in (1, 7, int(8 * rate), int(8 * rate) + 1, 900, 1920):
+        times = np.round(np.arange(num_frames) / rate * clock) / clock
+        duration = round(num_frames / rate * clock) / clock
+        for wanted in (2, 5, 8, 16):
+            found = indices(FrameSampling(num_frames=wanted), times, duration)
+            assert found == published_indices(num_frames, rate, wanted), (num_frames, wanted)
 
 
 def test_frame_at_t_is_the_one_on_the_screen():
@@ -140,6 +171,25 @@ def test_settings_round_trip():
     assert FrameSampling.from_dict({}) == FrameSampling()
     with pytest.raises(ConfigError, match="did you mean 'num_frames'"):
         FrameSampling.from_dict({"num_frame": 8})
+
+
+@pytest.mark.parametrize(
+    ("sampling", "rate", "num_frames", "expected"),
+    [
+        (FrameSampling(), 29.97, 300, 1.0),  # frames of 0, 0.967, 1.968 ... are what is seen at 0, 1, 2 ... s
+        (FrameSampling(fps=4.0), 30, 300, 0.25),
+        (FrameSampling(num_frames=4, short_clips="fewer"), 30, 75, 1.0),
+        (FrameSampling(mode="fps", fps=2.0), 29.97, 120, 0.5),
+        (FrameSampling(), 30, 120, 119 / 30 / 7),  # 4 s spread over 8 frames
+        (FrameSampling(), 30.0003, 240, 239 / 30.0003 / 7),
+        (FrameSampling(mode="uniform"), 30, 300, 261 / 30 / 7),
+        (FrameSampling(mode="fps", fps=10.0, max_frames=4), 30, 120, 1.0),
+    ],
+)
+def test_frame_interval(sampling, rate, num_frames, expected):
+    times, duration = constant_rate(num_frames, rate)
+    taken = times[sample_indices(sampling, times, duration)]
+    assert frame_interval(sampling, taken, duration) == pytest.approx(expected, abs=1e-12)
 
 
 def test_mean_frame_interval():
