@@ -1,6 +1,8 @@
 """Processes that read clips."""
 
 import os
+import signal
+import threading
 
 
 def default_num_workers() -> int:
@@ -10,7 +12,23 @@ def default_num_workers() -> int:
 
 
 def one_thread_worker(_worker_id: int) -> None:
-    """Dataloader worker initialisation: one thread each, so that workers do not fight over the cores."""
+    """Dataloader worker initialisation: one thread each, and signals that ask the job to stop are left to the parent.
+
+    A batch system, `timeout` or a terminal signals all processes of a job. PyTorch's workers would die of SIGTERM, and
+    the parent of the lost worker before it could save. A worker ends when its parent ends it or is gone.
+    """
     import torch
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a worker that is stuck outlives its parent's SIGTERM
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    """End the process at once when SIGTERM comes from the parent, which is how multiprocessing ends a worker."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
