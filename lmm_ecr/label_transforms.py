@@ -157,11 +157,12 @@ class RankNormalTransform(LabelTransform):
                 "Check the target column, or use --label_transform identity."
             )
         size = min(QUANTILE_KNOTS, max(values.size, 2))
+        values = values.astype(np.float32).astype(np.float64)  # as batches hold them: ties are found by equality
         return cls(knots=np.quantile(values, np.linspace(0, 1, size)), mean=values.mean())
 
     def forward(self, labels):
         knots = torch.tensor(self.knots, dtype=torch.float64, device=labels.device)
-        values = labels.to(torch.float64)
+        values = labels.to(torch.float32).to(torch.float64)
         # Middle of the interval of probabilities that share this value: ties get their mid-rank.
         share = (_interpolated_rank(knots, values, right=False) + _interpolated_rank(knots, values, right=True)) / 2
         scores = torch.special.ndtri((share * (len(knots) - 1) + 0.5) / len(knots))

@@ -147,6 +147,18 @@ def test_rank_normal_ties_share_their_middle_rank():
     np.testing.assert_allclose(transform.inverse(scores), values, atol=1e-12)
 
 
+def test_rank_normal_ties_of_shares_keep_their_middle_rank_as_float32():
+    """Labels reach the transform as float32, where 0.3 is not the 0.3 of float64."""
+    values = np.random.default_rng(0).integers(0, 21, 5000) / 20
+    transform = fit_label_transform("rank-normal", values)
+    exact = transform.forward(torch.tensor(values)).numpy()
+    single = transform.forward(torch.tensor(values, dtype=torch.float32)).numpy()
+    np.testing.assert_allclose(single, exact, atol=1e-6)
+    ranks = (stats.rankdata(values) - 0.5) / len(values)
+    np.testing.assert_allclose(single, stats.norm.ppf(ranks), atol=0.01)
+    assert abs(single.mean()) < 0.01
+
+
 def test_rank_normal_keeps_a_bounded_number_of_knots_and_float32_order():
     """106,192 training labels that are evenly spaced ranks: neighbours 1e-3 apart stay apart in float32."""
     values = np.linspace(0, 1, 106_192)
