@@ -126,7 +126,8 @@ def estimate(config: dict[str, Any], gpus: int, zero: str, machines: int = 1, pa
     size = ModelSize(int(parameters), largest_layer=int(parameters) // 30) if parameters else model_size(config)
     result = model_states(size, gpus, zero, bool(config.get("bf16", False)), machines)
     frames = config.get("num_frames") or 8
-    patches = frames // 2 * ((config.get("max_pixels") or 602112) // 196)  # two frames per patch of 14 x 14 pixels
+    pairs = -(-frames // 2)  # an odd number repeats its last frame
+    patches = pairs * ((config.get("max_pixels") or 602112) // 196)  # two frames per patch of 14 x 14 pixels
     clips = config.get("per_device_train_batch_size") or 8
     result.activations = activations_gb(
         size, clips, patches // 4 + TEXT_TOKENS, patches, bool(config.get("gradient_checkpointing", False))

@@ -3,6 +3,7 @@
 
 activate_environment() {
     cd "$REPO"
+    set +u  # modules and environments are not written for it
     if [ -n "$MODULES" ]; then
         # shellcheck disable=SC2086
         module load $MODULES
@@ -16,6 +17,7 @@ activate_environment() {
         # shellcheck disable=SC1091
         source "$VENV/bin/activate"
     fi
+    set -u
     if ! command -v accelerate >/dev/null; then
         echo "accelerate is not in PATH: set VENV, CONDA_ENV or MODULES (see the top of the job script)" >&2
         exit 2

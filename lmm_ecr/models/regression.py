@@ -208,7 +208,8 @@ class LmmRegressor(PreTrainedModel):
             backbone = family.load_backbone(str(name_or_path), revision=revision, **load_options)
         config = cls.config_class(
             backbone_config=backbone.config,
-            backbone_name_or_path=str(name_or_path),
+            # Absolute, since an adapter looks for it from any working directory.
+            backbone_name_or_path=str(Path(name_or_path).resolve() if Path(name_or_path).is_dir() else name_or_path),
             backbone_revision=revision,
             targets=targets,
             pooling=pooling,
@@ -261,8 +262,14 @@ class LmmRegressor(PreTrainedModel):
         from peft import PeftModel
 
         config = cls.config_class.from_pretrained(path)
+        backbone = str(config.backbone_name_or_path)
+        if Path(backbone).is_absolute() and not Path(backbone).is_dir():
+            raise ConfigError(
+                f"{path} holds an adapter for the model in {backbone}, which is not there: put that model back, or correct "
+                f"backbone_name_or_path in {path / 'config.json'}"
+            )
         base = cls.from_backbone(
-            config.backbone_name_or_path,
+            backbone,
             revision=config.backbone_revision,
             targets=config.targets,
             pooling=config.pooling,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..files import write_json
 
-TINY_VERSION = 1  # part of the directory name of cached tiny checkpoints: raise it when they change
+TINY_VERSION = 2  # part of the directory name of cached tiny checkpoints: raise it when they change
 
 QWEN_SPECIAL_TOKENS = (
     "<|endoftext|>",

@@ -72,7 +72,8 @@ def _with_lora(model: LmmRegressor, tuning: TuningArguments, modes: dict[str, st
     family = model.family
     adapted = tuple(p for part, mode in modes.items() if mode == "lora" for p in family.parts[part])
     layers = [f"backbone.{n}" for n in linear_layers(model.backbone, adapted) if not _is_unused(n, family)]
-    saved = [f"backbone.{p}" for part, prefixes in family.parts.items() if modes[part] == "train" for p in prefixes]
+    trained = [prefix for part, prefixes in family.parts.items() if modes[part] == "train" for prefix in prefixes]
+    saved = [f"backbone.{name}" for prefix in trained for name in _callable_modules(model.backbone, prefix)]
     if modes[HEAD_PART] == "train":
         saved += [name for name in _HEAD_NAMES if any(True for _ in getattr(model, name).parameters())]
     config = LoraConfig(
@@ -83,6 +84,14 @@ def _with_lora(model: LmmRegressor, tuning: TuningArguments, modes: dict[str, st
         modules_to_save=saved or None,
     )
     return get_peft_model(model, config, autocast_adapter_dtype=True)
+
+
+def _callable_modules(backbone: nn.Module, name: str) -> list[str]:
+    """The module `name`, or its members if it is a list: PEFT keeps a trained copy only of what has a forward."""
+    module = backbone.get_submodule(name)
+    if isinstance(module, nn.ModuleList):
+        return [f"{name}.{index}" for index in range(len(module))]
+    return [name]
 
 
 def _is_unused(name: str, family: Family) -> bool:

@@ -1,5 +1,6 @@
 """Parts of a model: modes, learning rates, LoRA, and the promise that every trainable parameter has one group."""
 
+import itertools
 import re
 from types import SimpleNamespace
 
@@ -88,6 +89,51 @@ def test_lora_on_sound_and_language_model(sound_model):
     for part, row in rows.items():
         assert (row["trainable"] == 0) == (row["mode"] == "freeze"), part
         assert (row["trainable"] == row["parameters"]) == (row["mode"] == "train"), part
+
+
+MODES = ("train", "freeze", "lora")
+QWEN_PARTS = ("vision", "projector", "language_model")
+
+
+@pytest.mark.parametrize("modes", [m for m in itertools.product(MODES, repeat=3) if "lora" in m], ids="-".join)
+def test_lora_goes_with_every_mode_of_the_other_parts(tiny_qwen, modes):
+    model = LmmRegressor.from_backbone(str(tiny_qwen), head_hidden_size=8)
+    tuning = TuningArguments(**dict(zip(QWEN_PARTS, modes, strict=True)), lora_rank=2)
+    tuned = apply_tuning(model, tuning)
+    rows = {row["part"]: row for row in tuning_table(tuned, tuning, 1e-4)}
+    for part, mode in zip((*QWEN_PARTS, "head"), (*modes, "train"), strict=True):
+        row = rows[part]
+        assert row["mode"] == mode
+        assert (row["trainable"] == 0) == (mode == "freeze"), part
+        assert (row["trainable"] == row["parameters"]) == (mode == "train"), part
+    parameter_groups(tuned, tuning, 1e-4)
+
+
+def test_trained_vision_blocks_are_saved_with_the_adapter(
+    model, tiny_qwen, tiny_processor, tiny_manifest, tmp_path, monkeypatch
+):
+    tuning = TuningArguments(language_model="lora", lora_rank=2)
+    tuned = apply_tuning(model, tuning)
+    one_step(tuned, parameter_groups(tuned, tuning, 1e-2), tiny_processor, tiny_manifest)
+    tuned.save_pretrained(tmp_path / "adapter")
+    model.config.save_pretrained(tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    loaded = LmmRegressor.from_pretrained("adapter").state_dict()
+    assert loaded.keys() == tuned.state_dict().keys()
+    for name, value in tuned.state_dict().items():
+        # the head is new, so the original that PEFT keeps beside its trained copy is another one, and not used
+        assert (
+            torch.equal(value, loaded[name]) or "regression_head.original_module" in name or "pooling.original" in name
+        )
+
+
+def test_an_adapter_without_its_backbone_says_where_it_was(model, tmp_path):
+    tuned = apply_tuning(model, TuningArguments(language_model="lora", lora_rank=2))
+    tuned.save_pretrained(tmp_path)
+    model.config.backbone_name_or_path = "/gone/backbone"
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="/gone/backbone, which is not there"):
+        LmmRegressor.from_pretrained(tmp_path)
 
 
 def test_every_parameter_has_one_part(model):
