@@ -110,7 +110,7 @@ def write_ensemble(
         if interval is not None:
             columns[f"{target}_lo"], columns[f"{target}_hi"] = calibration.interval(result.scores, interval)
     if with_std:
-        columns[f"{target}_std"] = spread(result.members.values, result.members.filled)
+        columns[f"{target}_std"] = spread(result.members.values)
     write_predictions(output, result.members.ids, columns)
     if json_path is not None:
         write_json(json_path, result.summary)
@@ -162,13 +162,21 @@ def _with_labels(
         evaluated = cross_validate(options.method, values, labels, folds)
 
         def without(member: int) -> np.ndarray:
-            return cross_validate(options.method, np.delete(values, member, axis=0), labels, folds)
+            others = np.delete(values, member, axis=0)
+            some, scores = ~np.isnan(others).all(axis=0), np.full(len(labels), np.nan)
+            if len(np.unique(folds[some])) > 1:
+                scores[some] = cross_validate(options.method, others[:, some], labels[some], folds[some])
+            return scores
     else:
         evaluated = combine(members.values, combination)[rows]
 
         def without(member: int) -> np.ndarray | None:
-            smaller = without_member(combination, member)
-            return None if smaller is None else combine(np.delete(members.values, member, axis=0), smaller)[rows]
+            smaller, others = without_member(combination, member), np.delete(members.values, member, axis=0)
+            if smaller is None:
+                return None
+            some, scores = ~np.isnan(others).all(axis=0), np.full(others.shape[1], np.nan)
+            scores[some] = combine(others[:, some], smaller)
+            return scores[rows]
 
     progress(2, steps)
     scored = score_columns([*values, evaluated], labels, resamples=options.resamples, seed=options.seed)
@@ -182,7 +190,7 @@ def _with_labels(
         progress(3 + member, steps)
         return without(member)
 
-    gains = leave_one_out(without_and_count, len(members), labels, scored[-1]["final_score"])
+    gains = leave_one_out(without_and_count, len(members), labels, evaluated)
     progress(steps, steps)
     for entry, gain in zip(summary["members"], gains, strict=True):
         entry["gain"] = gain
@@ -229,13 +237,14 @@ def _summary(
 ) -> dict:
     """`values`: float64 [members, rows] or some rows of it, for correlations and spreads."""
     weights, some = combination.weights, evenly_spaced(values)
+    filled = sum(members.missing_ids.values()) if options.missing == "mean" else 0
     entries = [
         {
             "name": name,
             "file": path,
             "weight": None if weights is None else float(weights[at]),
-            "mean": float(some[at].mean()),
-            "std": float(some[at].std()),
+            "mean": float(np.nanmean(some[at])),
+            "std": float(np.nanstd(some[at])),
             "missing_ids": members.missing_ids.get(name, 0),
         }
         for at, (name, path) in enumerate(zip(members.names, members.paths, strict=True))
@@ -245,7 +254,7 @@ def _summary(
         "scale": scale_json(combination.scale),
         "target": target,
         "n": len(members.ids),
-        "missing": {"rule": options.missing, "dropped_rows": members.dropped, "filled_values": _filled(members)},
+        "missing": {"rule": options.missing, "dropped_rows": members.dropped, "filled_values": filled},
         "members": entries,
         "ensemble": None,
         "correlations": member_correlations(some, ranks=options.labels is not None),
@@ -254,7 +263,3 @@ def _summary(
         "fit": None,
         "recipe": None if options.apply is None else os.fspath(options.apply),
     }
-
-
-def _filled(members: Members) -> int:
-    return 0 if members.filled is None else int(np.count_nonzero(members.filled))

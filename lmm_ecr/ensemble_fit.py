@@ -1,6 +1,7 @@
 """Weights of an ensemble fitted to labels, and the honest scores of such a fit.
 
-`values` is float64 [members, rows] with numbers in [0, 1] throughout, `labels` float64 [rows].
+`values` is float64 [members, rows] with numbers in [0, 1] throughout, NaN where a member has no value; `labels` float64
+[rows].
 
 Neither SROCC nor PLCC sees the scale of a score, so a fit on the members as they are could not tell a model that has
 collapsed (its scores vary by 0.003 where others vary by 0.3) from one that counts little: it would need a hundredfold
@@ -15,7 +16,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from .ensemble_methods import Combination, Scale, combine
+from .ensemble_gaps import has_gaps, mean_of_present
+from .ensemble_methods import Combination, Scale, combine, fill_gaps
 from .ensemble_search import FinalScore, best_single, convex_plcc_weights, forward_selection, simplex_search
 
 SEARCH_ROWS = 20_000
@@ -49,17 +51,27 @@ def fit(method: str, values: np.ndarray, labels: np.ndarray) -> Combination:
 
     Rows should come in an order that does not depend on the file (see `ensemble_folds.hash_order`): the searches use
     the first `SEARCH_ROWS`, the inner folds are taken in turn. Labels that are all equal give equal weights.
+
+    A member's mean and standard deviation are those of the values it has. While weights are searched a missing value is
+    the mean of the other, standardised members.
     """
     equal = np.full(len(values), 1 / len(values))
-    centre, width = values.mean(axis=1), values.std(axis=1)
+    own = [member[~np.isnan(member)] for member in values]
+    centre = np.array([some.mean() if len(some) else 0.0 for some in own])
+    width = np.array([some.std() if len(some) else 0.0 for some in own])
     constant = width < LEAST_WIDTH
     width = np.where(constant, 1.0, width)
     if constant.all() or np.ptp(labels) == 0:
         return Combination(method, equal)
     standardised = (values - centre[:, None]) / width[:, None]
+    if has_gaps(values):
+        standardised = np.where(
+            np.isnan(values), mean_of_present(standardised, (~constant).astype(float)), standardised
+        )
     standardised[constant] = 0.0
     if method == "stack":
         weights, intercept, ridge = _stack(standardised, labels)
+        weights = np.where(constant, 0.0, weights)
         return Combination(method, weights, Scale(centre, width, 1.0, intercept), ridge)
     score = FinalScore(standardised[:, :SEARCH_ROWS], labels[:SEARCH_ROWS])
     if method == "greedy":
@@ -69,6 +81,9 @@ def fit(method: str, values: np.ndarray, labels: np.ndarray) -> Combination:
         weights = simplex_search(score, max(starts, key=score))
     weights = np.where(constant, 0.0, weights)
     weights = weights / weights.sum() if weights.sum() > 0 else ~constant / np.count_nonzero(~constant)
+    if has_gaps(values):  # filled by the weights now, as `combine` will
+        filled = fill_gaps(values, Combination(method, weights, Scale(centre, width, 1.0, 0.0)))
+        standardised = (filled - centre[:, None]) / width[:, None]
     together, spread = weights @ standardised, labels.std()
     own_spread = max(float(together.std()), LEAST_WIDTH)
     correlation = together @ (labels - labels.mean()) / (len(labels) * own_spread * spread)
@@ -89,13 +104,14 @@ def cross_validate(
     """
     fits = [(rows, fitter(method, values[:, ~rows], labels[~rows])) for rows in (folds == f for f in np.unique(folds))]
     slopes = [None if c.scale is None else c.scale.slope * c.weights / c.scale.width for _, c in fits]
-    spreads = [0.0 if slope is None else float((slope @ values).std()) for slope in slopes]
+    filled = [fill_gaps(values, combination) for _, combination in fits]
+    spreads = [0.0 if s is None else float((s @ every).std()) for s, every in zip(slopes, filled, strict=True)]
     common = np.mean([spread for spread in spreads if spread > 0]) if max(spreads) > 0 else 0.0
-    means, scores = values.mean(axis=1), np.empty(len(labels))
-    for (held_out, fitted), slope, spread in zip(fits, slopes, spreads, strict=True):
+    scores = np.empty(len(labels))
+    for (held_out, fitted), every, slope, spread in zip(fits, filled, slopes, spreads, strict=True):
         if slope is not None:
             stretch = common / spread if spread > 0 else 1.0
-            level = labels.mean() - stretch * slope @ (means - fitted.scale.centre)
+            level = labels.mean() - stretch * slope @ (every.mean(axis=1) - fitted.scale.centre)
             fitted = replace(fitted, scale=replace(fitted.scale, slope=stretch * fitted.scale.slope, intercept=level))
         scores[held_out] = combine(values[:, held_out], fitted)
     return scores

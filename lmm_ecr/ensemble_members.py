@@ -23,9 +23,9 @@ class Members:
 
     names: of the members, unique, sorted; paths: their files, same order; given: position in `names` of each file as
     the user ordered them. ids: pyarrow large_string [rows], unique, in the order of the first file given (ids that only
-    later files have follow). values: float64 [members, rows], in [0, 1]; None after `stream_members`. filled: bool
-    [members, rows] where a value was missing and is the mean of the others, or None. missing_ids: member -> number of
-    ids it lacks; dropped: rows left out because some member lacks them.
+    later files have follow). values: float64 [members, rows], in [0, 1], NaN where a member lacks the id (missing="mean"
+    only); None after `stream_members`. missing_ids: member -> number of ids it lacks; dropped: rows left out because some
+    member lacks them.
 
     Members are kept in the order of their names, not of the command line, so that sums of floating-point numbers come
     out the same to the last bit for every order of the files.
@@ -36,7 +36,6 @@ class Members:
     given: list[int]
     ids: pa.Array | None
     values: np.ndarray | None
-    filled: np.ndarray | None = None
     missing_ids: dict[str, int] = field(default_factory=dict)
     dropped: int = 0
 
@@ -48,7 +47,8 @@ def read_members(paths: Sequence[str | os.PathLike], target: str = "ECR", *, mis
     """Read `paths` (see `read_predictions`) and line their rows up by id, whatever the order of rows in each.
 
     `missing` says what happens with an id that some file lacks: "error"; "drop": only ids that all files have; "mean":
-    the missing value becomes the mean of the values the other members have for that id.
+    ids that some file has; the value of a file that lacks one is NaN here and counts as the mean of the others where
+    members are combined (`ensemble_methods.fill_gaps`).
 
     Raises:
         DataError: no file, the same file twice, a file `read_predictions` refuses, ids that differ between the files
@@ -76,7 +76,7 @@ def read_members(paths: Sequence[str | os.PathLike], target: str = "ECR", *, mis
     members.ids, members.values = first.ids, values
     pa.default_memory_pool().release_unused()
     if differing:
-        _fill_or_drop(members, first, {place[at]: table for at, table in differing.items()}, missing)
+        _join(members, first, {place[at]: table for at, table in differing.items()}, missing)
     return members
 
 
@@ -187,8 +187,8 @@ class _Index:
         return True
 
 
-def _fill_or_drop(members: Members, first: Predictions, differing: dict[int, Predictions], missing: str) -> None:
-    """Rebuild ids and values over the ids of all files, then drop or fill what is missing."""
+def _join(members: Members, first: Predictions, differing: dict[int, Predictions], missing: str) -> None:
+    """Rebuild ids and values over the ids of all files, then drop rows with gaps or keep them with NaN."""
     by_command_line = [differing[row] for row in members.given if row in differing]
     together = pa.chunked_array([first.ids, *(table.ids for table in by_command_line)])
     ids = pc.unique(together)
@@ -210,9 +210,7 @@ def _fill_or_drop(members: Members, first: Predictions, differing: dict[int, Pre
         members.dropped = int(np.count_nonzero(~keep))
         members.ids, members.values = ids.filter(pa.array(keep)), np.ascontiguousarray(values[:, keep])
         return
-    counts = (~absent).sum(axis=0)
-    means = np.where(absent, 0.0, values).sum(axis=0) / counts
-    members.ids, members.values, members.filled = ids, np.where(absent, np.minimum(means, 1.0), values), absent
+    members.ids, members.values = ids, values
 
 
 def _difference(first: Predictions, table: Predictions) -> str:

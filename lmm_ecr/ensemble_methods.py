@@ -1,6 +1,7 @@
 """How members are combined: the rules. Their weights are fitted to labels in `ensemble_fit`.
 
-`values` is float64 [members, rows] with numbers in [0, 1] throughout. Sums over members run from the first to the last
+`values` is float64 [members, rows] with numbers in [0, 1] throughout, NaN where a member has no value for a row (at
+least one member has). Sums over members run from the first to the last
 row of `values`, one member at a time: a row's result does not depend on the other rows (but for `rank`) or on how many
 there are.
 """
@@ -8,6 +9,8 @@ there are.
 from dataclasses import dataclass
 
 import numpy as np
+
+from .ensemble_gaps import filled_by_place, filled_with_mean, has_gaps, mean_of_present
 
 METHODS = ("mean", "median", "rank", "logit", "weighted", "greedy", "stack")
 FITTED = ("weighted", "greedy", "stack")
@@ -58,7 +61,10 @@ def combine(values: np.ndarray, combination: Combination) -> np.ndarray:
     - weighted, greedy, stack with fitted weights: the weighted sum of the members on their common scale, put back on
       the scale of the labels (see `Scale`) and clipped to [0, 1].
     - weighted with given weights: the weighted mean.
+
+    Gaps are filled first, see `fill_gaps`.
     """
+    values = fill_gaps(values, combination)
     if combination.method == "median":
         return _median(values)
     if combination.method == "rank":
@@ -72,6 +78,34 @@ def combine(values: np.ndarray, combination: Combination) -> np.ndarray:
     if combination.method == "logit":
         return _logit_mean(values)
     return running_mean(values, combination.weights)
+
+
+def fill_gaps(values: np.ndarray, combination: Combination) -> np.ndarray:
+    """`values` with what stands in for missing ones: the mean of the members that have one, where the rule works.
+
+    - mean, median: of the values.
+    - rank: of the places among each member's values, mapped back to the values of the member that lacks the row.
+    - logit: of the logits.
+    - weighted with given weights: of the values, by these weights, as if the others' had been scaled up to sum to one.
+    - weighted, greedy, stack with fitted weights: of the members at mean 0 and standard deviation 1, by the absolute
+      weights, put back on the scale of the member that lacks the row; it may leave [0, 1] there.
+
+    Where only members of weight 0 have a value their plain mean is taken. `values` itself if nothing is missing.
+    """
+    if not has_gaps(values):
+        return values
+    if combination.method == "rank":
+        return filled_by_place(values)
+    weights, scale = None if combination.weights is None else np.abs(combination.weights), combination.scale
+    if scale is not None:
+        centre, width = scale.centre[:, None], scale.width[:, None]
+        return np.where(np.isnan(values), centre + width * mean_of_present((values - centre) / width, weights), values)
+    if combination.method == "logit":
+        from scipy.special import expit, logit
+
+        means = expit(mean_of_present(logit(np.clip(values, LOGIT_CLIP, 1 - LOGIT_CLIP))))
+        return np.where(np.isnan(values), means, values)
+    return filled_with_mean(values, weights)
 
 
 class RunningMean:
@@ -119,19 +153,17 @@ def without_member(combination: Combination, member: int) -> Combination | None:
     return Combination(combination.method, weights / weights.sum(), scale)
 
 
-def spread(values: np.ndarray, filled: np.ndarray | None = None) -> np.ndarray:
-    """Standard deviation of the members around their plain mean (divided by their number), float64 [rows].
-
-    Values that were missing and filled in (`filled`, bool [members, rows]) do not count.
-    """
-    centre = running_mean(values)  # a filled value is the mean of the others and does not move it
-    squares, count = np.zeros(values.shape[1]), np.full(values.shape[1], len(values))
-    for row, member in enumerate(values):
+def spread(values: np.ndarray) -> np.ndarray:
+    """Standard deviation of the members that have a value around their plain mean (divided by their number), float64
+    [rows]."""
+    centre = mean_of_present(values) if has_gaps(values) else running_mean(values)
+    squares, count = np.zeros(values.shape[1]), np.zeros(values.shape[1])
+    for member in values:
         deviation = member - centre
         deviation *= deviation
-        if filled is not None:
-            deviation[filled[row]] = 0.0
-            count -= filled[row]
+        present = ~np.isnan(deviation)
+        deviation[~present] = 0.0
+        count += present
         squares += deviation
     return np.sqrt(squares / count)
 

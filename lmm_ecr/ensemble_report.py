@@ -2,7 +2,10 @@
 
 import os
 
+import numpy as np
+
 from .ensemble import EnsembleResult
+from .ensemble_methods import fill_gaps
 from .ensemble_options import EnsembleOptions
 from .ensemble_summary import collapsed_members, evidence
 from .errors import ConfigError
@@ -29,7 +32,9 @@ def write_ensemble_report(
         raise ConfigError("--report shows how good the scores are and needs --labels")
     members, summary = result.members, result.summary
     ids = members.ids.take(result.labelled_rows)
-    values = [*members.values[:, result.labelled_rows], result.evaluated]
+    own = members.values[:, result.labelled_rows]
+    gaps = int(np.count_nonzero(np.isnan(own)))
+    values = [*np.clip(fill_gaps(own, result.combination), 0.0, 1.0), result.evaluated]
     names = [*members.names, "ensemble (cross-validated)" if summary["fit"] else "ensemble"]
     paths = [*members.paths, names[-1]]
     tables = [Predictions(path, ids, column, summary["target"]) for path, column in zip(paths, values, strict=True)]
@@ -42,6 +47,11 @@ def write_ensemble_report(
         allow_missing=True,  # counted in the summary
     )
     entries = [(entry["name"], entry["weight"], entry["gain"]) for entry in summary["members"]]
-    recipe = Recipe(entries, [*evidence(summary), *collapsed_members(summary)])
+    lines = [*evidence(summary), *collapsed_members(summary)]
+    if gaps:
+        lines.append(
+            f"{gaps:,} values that members lack stand at the mean of the other members, in scores and plots too"
+        )
+    recipe = Recipe(entries, lines)
     title = f"Ensemble of {len(members)} file{'s' * (len(members) != 1)}, method {summary['method']}"
     write_report(evaluation, output, video_dir=video_dir, title=title, focus=names[-1], recipe=recipe)

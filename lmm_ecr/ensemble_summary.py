@@ -60,6 +60,10 @@ def _missing_lines(summary: dict) -> list[str]:
         if labels["labels_without_row"]:
             text += f", {labels['labels_without_row']:,} labels have no prediction"
         lines.append(text)
+        fewer = [member for member in summary["members"] if member.get("n", labels["rows"]) < labels["rows"]]
+        if fewer:
+            counts = ", ".join(f"{member['name']} {member['n']:,}" for member in fewer)
+            lines.append(f"members with missing ids are scored on fewer rows: {counts}")
     return lines
 
 
