@@ -5,7 +5,6 @@ Unknown keys are errors that name the closest known one.
 """
 
 import argparse
-import difflib
 import json
 import math
 import sys
@@ -14,15 +13,17 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 
+from .argument_checks import check_best_metric, check_training_arguments, larger_is_better
+from .argument_parser import ArgumentParser, as_words, unknown_argument
 from .data.ablation import check_ablations
 from .data.workers import default_num_workers
 from .errors import ConfigError
 from .label_transforms import TRANSFORMS
 from .losses import parse_loss
 from .training.launch import check_requirements
+from .yaml_files import read_mapping
 
 Mode = Literal["train", "freeze", "lora"]
 
@@ -118,6 +119,8 @@ class DataArguments:
     def __post_init__(self):
         if not self.targets:
             raise ConfigError("--targets must name at least one label column")
+        if len(set(self.targets)) < len(self.targets):
+            raise ConfigError(f"--targets names a column twice: {' '.join(self.targets)}")
         if not 0 < self.eval_fraction < 1:
             raise ConfigError(f"--eval_fraction must lie between 0 and 1, got {self.eval_fraction}")
 
@@ -145,6 +148,10 @@ class TuningArguments:
     def __post_init__(self):
         if self.lora_rank < 1:
             raise ConfigError(f"--lora_rank must be at least 1, got {self.lora_rank}")
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"--lora_dropout must lie in [0, 1), got {self.lora_dropout}")
+        if not 0 < self.lora_alpha < math.inf:
+            raise ConfigError(f"--lora_alpha must be finite and above 0, got {self.lora_alpha}")
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name.endswith("learning_rate") and value is not None and not 0 <= value < math.inf:
@@ -192,18 +199,23 @@ class EcrTrainingArguments(TrainingArguments):
     save_strategy: str = _option("epoch", "When to write checkpoints: no, steps, epoch, best.")
     save_total_limit: int | None = _option(2, "Checkpoints kept, the best one included.")
     load_best_model_at_end: bool = _option(True, "End with the best model, not the last.")
-    metric_for_best_model: str | None = _option("final_score", "What 'best' means.")
-    greater_is_better: bool | None = _option(True, "Whether a larger metric is better.")
+    metric_for_best_model: str | None = _option(
+        "final_score", "What 'best' means: final_score, srocc, plcc, krcc or rmse; of another target NAWP_srocc."
+    )
+    greater_is_better: bool | None = _option(None, "Whether a larger metric is better; default: not for rmse.")
     remove_unused_columns: bool = _option(False, "Kept off: the collator's tensors are all used.")
     dataloader_num_workers: int = _option(default_num_workers, "Processes that decode clips, per device.")
     dataloader_persistent_workers: bool = _option(True, "Keep the workers between epochs.")
-    ddp_find_unused_parameters: bool = _option(False, "Kept off: every trained weight gets a gradient in every step.")
-    report_to: str | None = _option("none", "tensorboard, wandb, trackio, none, ...")
+    ddp_find_unused_parameters: bool = _option(False, "Not needed: every trained weight gets a gradient in every step.")
+    report_to: list[str] = _option(lambda: ["none"], "tensorboard, wandb, trackio, none, ...; several are allowed.")
 
     def __post_init__(self):
         parse_loss(self.loss)
         check_ablations(self.eval_ablations)
         check_requirements(self.deepspeed, self.use_cpu)
+        check_training_arguments(self)
+        if self.greater_is_better is None:
+            self.greater_is_better = larger_is_better(self.metric_for_best_model)
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False
         if self.eval_strategy == "no" or self.save_strategy == "no":
@@ -240,13 +252,6 @@ class RecipeArguments:
         return json.loads(json.dumps(values, default=str))
 
 
-class _Parser(HfArgumentParser):
-    """An argument parser whose mistakes are ConfigErrors without three screens of usage."""
-
-    def error(self, message: str):
-        raise ConfigError(f"{message} (see --help)")
-
-
 def parse_arguments(
     argv: Sequence[str] | None = None, *, embedded: dict[str, Any] | None = None, description: str | None = None
 ) -> RecipeArguments:
@@ -256,7 +261,7 @@ def parse_arguments(
     still wins over them. Raises ConfigError for unknown or malformed keys and values.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(
+    parser = ArgumentParser(
         (ModelArguments, DataArguments, TuningArguments, EcrTrainingArguments),
         description=description,
         allow_abbrev=False,
@@ -271,10 +276,10 @@ def parse_arguments(
     explicit: set[str] = set()
     if known.config:
         values = read_config(known.config)
-        layers += _as_flags(values, parser, known.config)
+        layers += as_words(values, parser, known.config, _types())
         explicit |= {name.replace("-", "_") for name, value in values.items() if value is not None}
     elif known.model is None and embedded:
-        layers += _as_flags(embedded, parser, "the embedded default")
+        layers += as_words(embedded, parser, "the embedded default", _types())
         explicit |= set(embedded)
     explicit |= {a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")}
     *groups, namespace, unknown = parser.parse_args_into_dataclasses(
@@ -282,27 +287,18 @@ def parse_arguments(
     )
     del namespace
     if unknown:
-        raise ConfigError(_unknown(unknown[0], parser, "command line"))
+        raise ConfigError(unknown_argument(unknown[0], parser, "command line"))
     model, data, tuning, training = groups
+    check_best_metric(training.metric_for_best_model, data.targets)
     return RecipeArguments(model, data, tuning, training, explicit)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """A recipe's YAML file as a flat dict of arguments. Raises ConfigError if it is missing or no mapping."""
-    path = Path(path)
-    if not path.is_file():
+    """A recipe's YAML file as a flat dict of arguments. Raises ConfigError if it is missing, no mapping, or says a thing
+    twice."""
+    if not Path(path).is_file():
         raise ConfigError(f"--config {path}: no such file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected `name: value` lines")
-    return {str(name): value for name, value in values.items()}
-
-
-def _flags(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    return {option[2:]: action for action in parser._actions for option in action.option_strings if option[:2] == "--"}
+    return read_mapping(path)
 
 
 def _types() -> dict[str, tuple]:
@@ -312,39 +308,3 @@ def _types() -> dict[str, tuple]:
         hints |= get_type_hints(group)
     alternatives = {name: get_args(hint) or (hint,) for name, hint in hints.items()}
     return {name: tuple(get_origin(kind) or kind for kind in kinds) for name, kinds in alternatives.items()}
-
-
-def _as_flags(values: dict[str, Any], parser: argparse.ArgumentParser, where: str) -> list[str]:
-    """{"name": value} as command-line words. An empty value (None) becomes the default of `parser` where the argument may be
-    None; elsewhere it keeps the default."""
-    known = _flags(parser)
-    types = _types()
-    words: list[str] = []
-    for name, value in values.items():
-        if name not in known or name in ("config", "help"):
-            raise ConfigError(_unknown(f"--{name}", parser, where))
-        action = known[name]
-        if value is None:
-            if type(None) in types.get(action.dest, ()):
-                parser.set_defaults(**{action.dest: None})
-            continue
-        if isinstance(value, dict) and dict not in types.get(action.dest, ()):
-            raise ConfigError(f"{where}: {name!r} takes one value, not a group of them: the file has one flat level")
-        if isinstance(value, list) and action.nargs != "*":
-            raise ConfigError(f"{where}: {name!r} takes one value, not a list")
-        if isinstance(value, list):
-            words += [f"--{name}", *map(str, value)]
-        elif isinstance(value, dict):
-            words += [f"--{name}", json.dumps(value)]
-        else:
-            words.append(f"--{name}={value}")
-    return words
-
-
-def _unknown(word: str, parser: argparse.ArgumentParser, where: str) -> str:
-    if not word.startswith("--"):
-        return f"{where}: {word!r} belongs to no argument"
-    name = word[2:].split("=")[0]
-    close = difflib.get_close_matches(name.replace("-", "_"), _flags(parser), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else "; see --help for all of them"
-    return f"{where}: unknown argument {name!r}{hint}"

@@ -89,7 +89,7 @@ def test_lists_from_file_and_command_line(config):
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False), ("yes", True), ("off", False)])
 def test_booleans_from_file(config, text, value):
     assert parse_arguments(config(f"group_by_length: {text}\n")).training.group_by_length is value
-    assert parse_arguments(config(f"remove_unused_columns: {text}\n")).training.remove_unused_columns is value
+    assert parse_arguments(config(f"dataloader_drop_last: {text}\n")).training.dataloader_drop_last is value
 
 
 def test_booleans_from_command_line():
@@ -220,3 +220,60 @@ def test_contradictions_that_transformers_finds_are_errors_for_the_user():
     ]
     with pytest.raises(ConfigError, match=r"training arguments: .*strategy"):
         parse_arguments([*words, "--use_cpu"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--gradient_accumulation_steps 0", "--gradient_accumulation_steps must be at least 1, got 0"),
+        ("--per_device_eval_batch_size 0", "--per_device_eval_batch_size must be at least 1, got 0"),
+        ("--bootstrap_resamples -1", "--bootstrap_resamples must be at least 0, got -1"),
+        ("--learning_rate nan", "--learning_rate must be at least 0, got nan"),
+        ("--weight_decay -1", "--weight_decay must be at least 0, got -1.0"),
+        ("--seed -1", "--seed must be at least 0, got -1"),
+        ("--lora_dropout 3", "--lora_dropout must lie in [0, 1), got 3.0"),
+        ("--lora_alpha nan", "--lora_alpha must be finite and above 0, got nan"),
+        ("--targets ECR ECR", "--targets names a column twice: ECR ECR"),
+        (
+            "--remove_unused_columns true",
+            "--remove_unused_columns is kept at False: the collator's tensors are all used",
+        ),
+        ("--label_smoothing_factor 0.1", "--label_smoothing_factor is kept at 0.0: labels are numbers, not classes"),
+        ("--fp16 true --use_cpu true", "--fp16 has no effect on a CPU"),
+        ("--metric_for_best_model final_scor", "no evaluation has 'final_scor'; did you mean 'final_score'?"),
+        ("--metric_for_best_model NAWP_srocc", "no evaluation has 'NAWP_srocc'; did you mean 'srocc'?"),
+        ("--report_to comet_ml", "--report_to comet_ml: not installed (`pip install comet_ml`)"),
+        ("--optim adamw_bnb_8bit", "not installed (`pip install bitsandbytes`)"),
+    ],
+)
+def test_values_that_would_fail_later_are_named_at_once(words, message):
+    assert message in error_of(words.split())
+
+
+def test_an_output_directory_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "run").write_text("")
+    assert "is a file; name a directory" in error_of(["--output_dir", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize(("metric", "larger"), [("final_score", True), ("rmse", False), ("eval_NAWP_rmse", False)])
+def test_the_best_model_by_an_error_is_the_one_with_the_smallest(metric, larger):
+    args = parse_arguments(["--metric_for_best_model", metric, "--targets", "ECR", "NAWP"])
+    assert args.training.greater_is_better is larger
+
+
+def test_yaml_words_that_are_booleans_mean_the_words(config):
+    args = parse_arguments(config("eval_strategy: no\nsave_strategy: no\nresume_from_checkpoint: false\n"))
+    assert (args.training.eval_strategy, args.training.save_strategy) == ("no", "no")
+    assert args.training.resume_from_checkpoint is None
+    assert parse_arguments(config("resume_from_checkpoint: true\n")).training.resume_from_checkpoint == "auto"
+
+
+def test_a_key_given_twice_is_refused(config):
+    assert "'seed' stands here a second time" in error_of(config("seed: 1\nloss: mse\nseed: 2\n"))
+
+
+def test_several_reporters(config):
+    assert parse_arguments([]).training.report_to == []
+    assert parse_arguments(["--report_to", "tensorboard"]).training.report_to == ["tensorboard"]
+    assert parse_arguments(config("report_to: [tensorboard]\n")).training.report_to == ["tensorboard"]
+    assert parse_arguments(config("report_to: none\n")).training.report_to == []
