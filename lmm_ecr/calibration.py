@@ -165,7 +165,7 @@ class Calibration:
             loaded._check(path)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (DataError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}: not a calibration file: {type(error).__name__}: {error}") from error
         return loaded
 

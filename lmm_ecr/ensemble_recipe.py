@@ -8,10 +8,11 @@
 `members` are file names without suffix, as `ensemble_members.member_names` gives them; `weights` (null for rules
 without), `centre` and `width` belong to them in this order. With a `scale` (fitted weights) the score is
 intercept + slope * (sum of weight * (x - centre) / width), clipped to [0, 1]; where it is null it is the weighted mean.
-`parameters` documents constants of the rule and `fit` the cross-validated score; neither is read back.
+`parameters` documents constants of the rule. `fit` holds the cross-validated score of a fitted method and, as `id_hashes`,
+which rows it was fitted to: the lower 48 bits of each id's hash (`ensemble_folds.id_hashes`), ascending, six bytes each,
+little endian, in base64. By them the score of a recipe leaves out rows that it knows.
 """
 
-import json
 import math
 import os
 
@@ -25,6 +26,45 @@ from .files import read_json, write_json
 FORMAT = "lmm_ecr ensemble"
 VERSION = 1
 WEIGHTED = ("weighted", "greedy", "stack")
+HASH_BITS, HASH_BYTES = 48, 6
+"""Enough to tell rows apart: of a million new ids and a million fitted ones 0.004 pairs agree by chance."""
+
+
+@dataclass(frozen=True)
+class SavedRecipe:
+    """A recipe as read from a file: the combination with its weights in the order of `members`, the target column, and
+    what the file says about the fit; None for a rule that was not fitted."""
+
+    combination: Combination
+    members: list[str]
+    target: str
+    fit: dict | None
+
+    def public_fit(self) -> dict | None:
+        """`fit` for a summary: without the hashes, with `rows_known`, whether there are any."""
+        if self.fit is None:
+            return None
+        public = {name: value for name, value in self.fit.items() if name != "id_hashes"}
+        return public | {"rows_known": "id_hashes" in self.fit}
+
+    def has_seen(self, hashes: np.ndarray) -> np.ndarray:
+        """Which rows, by uint64 hashes of their ids [rows], the weights were fitted to; bool [rows]."""
+        if self.fit is None or "id_hashes" not in self.fit:
+            return np.zeros(len(hashes), dtype=bool)
+        return np.isin(hashes & np.uint64(2**HASH_BITS - 1), _unpacked(self.fit["id_hashes"]))
+
+
+def packed_hashes(hashes: np.ndarray) -> str:
+    """uint64 hashes of ids as the text that stands for them in a recipe."""
+    short = np.sort(hashes & np.uint64(2**HASH_BITS - 1)).astype("<u8")
+    return base64.b64encode(short.view(np.uint8).reshape(-1, 8)[:, :HASH_BYTES].tobytes()).decode("ascii")
+
+
+def _unpacked(text: str) -> np.ndarray:
+    content = np.frombuffer(base64.b64decode(text, validate=True), np.uint8).reshape(-1, HASH_BYTES)
+    padded = np.zeros((len(content), 8), np.uint8)
+    padded[:, :HASH_BYTES] = content
+    return padded.view("<u8")[:, 0].astype(np.uint64)
 
 
 def save_recipe(
@@ -49,8 +89,8 @@ def save_recipe(
     write_json(path, recipe)
 
 
-def load_recipe(path: str | os.PathLike) -> tuple[Combination, list[str], str]:
-    """Read a recipe: the combination, its member names and its target column.
+def load_recipe(path: str | os.PathLike) -> SavedRecipe:
+    """Read a recipe.
 
     Raises:
         DataError: a file that is no recipe of this version, or one whose weights do not fit; names what is wrong.
@@ -59,7 +99,7 @@ def load_recipe(path: str | os.PathLike) -> tuple[Combination, list[str], str]:
         recipe = read_json(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except DataError as error:
         raise DataError(f"{path}: not a recipe of an ensemble (no JSON: {error})") from error
     if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
         raise DataError(f"{path}: not a recipe of an ensemble; `lmm-ecr ensemble ... --save FILE` writes one")
@@ -84,7 +124,9 @@ def load_recipe(path: str | os.PathLike) -> tuple[Combination, list[str], str]:
     if not isinstance(recipe.get("target"), str):
         raise DataError(f"{path}: `target` must be the name of a column, got {recipe.get('target')!r}")
     arrays = None if weights is None else np.array(weights, dtype=np.float64)
-    return Combination(method, arrays, scale), members, recipe["target"]
+    fit = recipe.get("fit")
+    _check_fit(path, fit)
+    return SavedRecipe(Combination(method, arrays, scale), members, recipe["target"], fit)
 
 
 def scale_json(scale: Scale | None) -> dict | None:
@@ -129,6 +171,22 @@ def _load_scale(path: str | os.PathLike, scale: object, method: str, members: in
         raise DataError(f"{path}: every width must be positive, got {scale['width']!r}")
     centre, width = (np.array(scale[name], dtype=np.float64) for name in ("centre", "width"))
     return Scale(centre, width, float(scale["slope"]), float(scale["intercept"]))
+
+
+def _check_fit(path: str | os.PathLike, fit: object) -> None:
+    if fit is None:
+        return
+    if not isinstance(fit, dict):
+        raise DataError(f"{path}: `fit` must be an object or null, got {fit!r}")
+    if fit.get("cv_final_score") is not None:
+        _check_numbers(path, "cv_final_score", [fit["cv_final_score"]], 1)
+    if "id_hashes" in fit:
+        try:
+            _unpacked(fit["id_hashes"])
+        except (TypeError, ValueError, binascii.Error) as error:
+            raise DataError(
+                f"{path}: `id_hashes` of the fit must be {HASH_BYTES} bytes per row in base64: {error}"
+            ) from error
 
 
 def _check_numbers(path: str | os.PathLike, name: str, values: object, count: int) -> None:

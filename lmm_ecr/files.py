@@ -67,7 +67,11 @@ def json_text(value: Any) -> str:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """The value in a UTF-8 JSON file. Raises DataError naming the file if it is none (empty, cut off, binary)."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise DataError(f"{path} is damaged or incomplete: no valid JSON ({error})") from error
 
 
 def is_special(path: str | os.PathLike) -> bool:

@@ -1,6 +1,5 @@
 """The weight files of a checkpoint in the reference's layout: safetensors or pickles, whole or in shards, and side files."""
 
-import json
 import pickle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lmm_ecr.errors import ConfigError
+from lmm_ecr.errors import ConfigError, DataError
 from lmm_ecr.files import read_json
 
 
@@ -56,7 +55,7 @@ def _main_files(directory: Path) -> list[Path]:
         if index.is_file():
             try:
                 names = sorted(set(read_json(index)["weight_map"].values()))
-            except (json.JSONDecodeError, KeyError) as error:
+            except (DataError, KeyError, TypeError) as error:
                 raise ConfigError(f"{index} is not an index of weight files") from error
             absent = [name for name in names if not (directory / name).is_file()]
             if absent:
