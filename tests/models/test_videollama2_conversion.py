@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from lmm_ecr.errors import ConfigError
-from lmm_ecr.models.videollama2 import VideoLlama2Config, VideoLlama2Model
+from lmm_ecr.models.videollama2 import VideoLlama2Config, VideoLlama2Model, load_backbone
 from lmm_ecr.models.videollama2.conversion import (
     is_reference_checkpoint,
     load_reference_checkpoint,
@@ -197,6 +197,7 @@ def test_different_copies_of_the_shared_table_are_refused(tmp_path):
         ({"model_type": "qwen2"}, "model_type is 'qwen2'"),
         ({"mm_projector_type": "stc_connector"}, "stc_connector_v35"),
         ({"mm_projector_a_type": "linear2"}, "mm_projector_a_type"),
+        ({"mm_projector_a_type": "mlp3x_gelu"}, "the projector has 2 linear layers"),
         ({"mm_vision_select_feature": "cls"}, "mm_vision_select_feature"),
         ({"mm_vision_select_layer": -9}, "vision_feature_layer"),
         ({"mm_hidden_size": 25}, "mm_hidden_size is 25"),
@@ -210,6 +211,48 @@ def test_configurations_that_are_not_supported(tmp_path, change, message):
     write_reference_checkpoint(tmp_path, golden_state(), {**golden_config(), **change})
     with pytest.raises(ConfigError, match=message):
         load_reference_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["linear", None])
+def test_a_linear_audio_projector(tmp_path, kind):
+    """The reference stores its single layer without a number; config.json need not name the kind."""
+    state = golden_state()
+    layer = {
+        name: state.pop(f"model.mm_projector_a.{old}") for name, old in (("weight", "0.weight"), ("bias", "0.bias"))
+    }
+    for name in ("2.weight", "2.bias"):
+        del state[f"model.mm_projector_a.{name}"]
+    state |= {f"model.mm_projector_a.{name}": value for name, value in layer.items()}
+    write_reference_checkpoint(tmp_path, state, {**golden_config(), "mm_projector_a_type": kind})
+    model, _ = load_reference_checkpoint(tmp_path)
+    assert [type(module).__name__ for module in model.audio_projector] == ["Linear"]
+    assert torch.equal(model.audio_projector[0].weight, layer["weight"])
+    assert torch.equal(model.audio_projector[0].bias, layer["bias"])
+
+
+def test_weights_that_are_whole_numbers_are_refused(tmp_path):
+    state = golden_state()
+    name = "model.norm.weight"
+    state[name] = state[name].to(torch.int8)
+    write_reference_checkpoint(tmp_path, state, golden_config())
+    with pytest.raises(ConfigError, match=f"1 weights are no floating-point tensors, such as {name}"):
+        load_reference_checkpoint(tmp_path)
+
+
+def test_a_pickle_that_is_no_list_of_tensors_is_refused(tmp_path):
+    write_reference_checkpoint(tmp_path, golden_state(), golden_config())
+    for path in tmp_path.glob("*.safetensors*"):
+        path.unlink()
+    torch.save({"state_dict": golden_state()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="'state_dict' is something else"):
+        load_reference_checkpoint(tmp_path)
+
+
+def test_options_of_from_pretrained_that_the_layout_does_not_know_are_named(tmp_path):
+    write_reference_checkpoint(tmp_path, golden_state(), golden_config())
+    assert load_backbone(str(tmp_path), torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match="cannot be loaded with device_map: convert it first"):
+        load_backbone(str(tmp_path), device_map="auto")
 
 
 def test_broken_directories(tmp_path):

@@ -41,6 +41,7 @@ _RENAMES = tuple(
         (r"model\.mm_projector\.s([12])\.", r"connector.stage\1."),
         (r"model\.mm_projector\.sampler\.0\.", r"connector.sampler."),
         (r"model\.mm_projector\.readout\.", r"connector.readout."),
+        (r"model\.mm_projector_a\.(weight|bias)$", r"audio_projector.0.\1"),
         (r"model\.mm_projector_a\.", r"audio_projector."),
         (r"model\.audio_tower\.patch_embedding\.", r"audio_encoder.patch_embedding."),
         (r"model\.audio_tower\.layer_norm\.", r"audio_encoder.patch_norm."),
@@ -170,6 +171,9 @@ def load_reference_checkpoint(
     files = ReferenceFiles(directory)
     config = read_reference_config(directory, files.shapes, vision_config, audio_config)
     plan = plan_conversion(files.shapes, config, str(directory))
+    whole = [name for names in plan.targets.values() for name in names if files.dtypes[name] is None]
+    if whole:
+        raise ConfigError(f"{directory}: {len(whole)} weights are no floating-point tensors, such as {whole[0]}")
     if isinstance(dtype, str):
         dtype = None if dtype == "auto" else getattr(torch, dtype)
     dtype = dtype or files.dtypes[plan.targets["language_model.embed_tokens.weight"][0]]

@@ -120,7 +120,7 @@ def read_reference_config(
         connector_depth=_count(shapes, r"model\.mm_projector\.s1\.b(\d+)\."),
         connector_downsample=shapes.get("model.mm_projector.sampler.0.weight", (0, 0, 2, 2, 2))[2:],
         connector_mlp_depth=_count(shapes, r"model\.mm_projector\.readout\.(\d+)\.weight"),
-        audio_projector_depth=_mlp_depth(path, values.get("mm_projector_a_type", "mlp2x_gelu")),
+        audio_projector_depth=_audio_projector_depth(path, values.get("mm_projector_a_type"), shapes),
     )
     hidden = config.text_config.hidden_size
     for key, ours in (
@@ -197,11 +197,18 @@ def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
     return max(1, len({match.group(1) for match in map(re.compile(pattern).match, shapes) if match}))
 
 
-def _mlp_depth(path: Path, kind: str) -> int:
+def _audio_projector_depth(path: Path, kind: str | None, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Number of linear layers: as many as are stored, which has to be what config.json says where it says something."""
+    depth = _count(shapes, r"model\.mm_projector_a\.(\d+)\.weight")  # a single layer may be stored without a number
+    if kind is None:
+        return depth
     match = re.fullmatch(r"mlp(\d+)x_gelu", kind)
     if kind != "linear" and match is None:
         raise ConfigError(f"{path}: mm_projector_a_type {kind!r} is not supported, only 'linear' and 'mlp<n>x_gelu'")
-    return 1 if match is None else int(match.group(1))
+    said = 1 if match is None else int(match.group(1))
+    if said != depth:
+        raise ConfigError(f"{path}: mm_projector_a_type is {kind!r}, but the projector has {depth} linear layers")
+    return depth
 
 
 AutoConfig.register(REFERENCE_MODEL_TYPE, VideoLlama2ReferenceConfig)
