@@ -1,21 +1,23 @@
-"""Finished rows of a long prediction, kept so that a killed run goes on where it was.
+"""What a long prediction leaves on the disk: the rows scored so far, and the record of a finished table.
 
 A directory `<output>.partial` holds `meta.json` (what is being computed) and one append-only file per process. Each line is one
-finished row; a line cut off by a kill is ignored.
+scored row; a line cut off by a kill is ignored. Rows without a score are not noted: every run tries them again. When the
+table is complete the directory goes and `<output>.done.json` says which run it came from.
 """
 
+import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
-from .files import read_json, write_json
+from .files import atomic_write, read_json, write_json
 
 
 class Journal:
-    """Results by row index. `meta` identifies the computation; results of another one are refused."""
+    """Scores by row number. `meta` identifies the computation; results of another one are refused."""
 
     def __init__(self, output: str | Path, meta: dict[str, Any]):
         self.directory = Path(f"{output}.partial")
@@ -34,19 +36,22 @@ class Journal:
     def _begin(self) -> None:
         path = self.directory / "meta.json"
         if path.is_file() and self.read():
-            old = read_json(path)
-            changed = sorted(k for k in {*old, *self.meta} if old.get(k) != self.meta.get(k))
+            changed = describe_changes(read_json(path), self.meta)
             if changed:
                 raise ConfigError(
-                    f"{self.directory} holds unfinished results of another run (different: {', '.join(changed)}). "
+                    f"{self.directory} holds unfinished results of another run (different: {changed}). "
                     "Finish that run, choose another --output, or delete the directory."
                 )
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         write_json(path, self.meta)
 
+    def is_of_this_run(self) -> bool:
+        path = self.directory / "meta.json"
+        return path.is_file() and not describe_changes(read_json(path), self.meta)
+
     def read(self) -> dict[int, dict[str, Any]]:
-        """Finished rows: row index -> record, whatever process wrote them."""
+        """Scored rows: row number -> record, whatever process wrote them."""
         records: dict[int, dict[str, Any]] = {}
         for path in sorted(self.directory.glob("part-*.jsonl")):
             for line in path.read_text(encoding="utf-8").split("\n")[:-1]:  # what follows the last line end is cut off
@@ -55,7 +60,7 @@ class Journal:
         return records
 
     def append(self, rank: int, records: Iterable[dict[str, Any]]) -> None:
-        """Add finished rows (JSON values with a "row" key) of process `rank`; they survive a kill from here on."""
+        """Add scored rows (JSON values with a "row" key) of process `rank`; they survive a kill from here on."""
         path = self._part(rank)
         _repair(path)
         with open(path, "a", encoding="utf-8") as stream:
@@ -66,6 +71,82 @@ class Journal:
 
     def remove(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class CompletionRecord:
+    """`<output>.done.json`: which run wrote the output, so that the same run started again leaves it alone.
+
+    It holds "identity" (everything the output depends on), "sha256" of the output, and the counts given to
+    `write_output`.
+    """
+
+    def __init__(self, output: str | Path, identity: dict[str, Any]):
+        self.output = Path(output)
+        self.path = Path(f"{output}.done.json")
+        self.identity = identity
+
+    def read(self) -> dict[str, Any] | None:
+        """The record that is there, of whatever run; None without one."""
+        try:
+            record = read_json(self.path)
+        except (FileNotFoundError, ValueError):  # ValueError: not JSON, so not written by this class
+            return None
+        return record if isinstance(record, dict) and isinstance(record.get("identity"), dict) else None
+
+    def is_of_this_run(self) -> bool:
+        record = self.read()
+        return record is not None and not describe_changes(record["identity"], self.identity)
+
+    def is_finished(self) -> bool:
+        """Whether the output is there and is what this run wrote.
+
+        Raises ConfigError if there is an output of another run, or one that was changed after it was written.
+        """
+        record = self.read()
+        if record is None or not self.output.exists():
+            return False
+        changed = describe_changes(record["identity"], self.identity)
+        if changed:
+            raise ConfigError(
+                f"{self.output}: exists already, written by another run (different: {changed}); give another --output, or "
+                "--force to replace it"
+            )
+        if file_digest(self.output) != record.get("sha256"):
+            raise ConfigError(
+                f"{self.output}: exists already and was changed since a run wrote it; give another --output, or --force to "
+                "replace it"
+            )
+        return True
+
+    def write_output(self, journal: Journal, write: Callable[[Path], None], **counts: int) -> None:
+        """Have `write` write the output beside the journal, note its digest, and put it into its place.
+
+        In this order a kill at any moment leaves a record that fits its output, or a journal with all scores.
+        """
+        staged = journal.directory / f"output-{self.output.name}"
+        write(staged)
+        write_json(self.path, {"identity": self.identity, "sha256": file_digest(staged), **counts})
+        with open(staged, "rb") as source, atomic_write(self.output, "wb") as target:
+            shutil.copyfileobj(source, target)
+        staged.unlink()  # the journal may stay, for rows without a score
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The entries in which two identities differ, with both values; "" if they are equal."""
+    changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    return ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)" for key in changed)
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _repair(path: Path) -> None:

@@ -4,12 +4,10 @@ Under a launcher (`accelerate launch -m lmm_ecr.predict`, torchrun, srun) the ro
 are the same for any number of processes and any batch size.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +20,22 @@ from .data.manifest import Rejection, read_manifest, write_rejections
 from .data.processor import ClipProcessor, resolve_directory
 from .data.workers import default_num_workers
 from .errors import ConfigError, Preempted
-from .journal import Journal
+from .files import is_special
+from .journal import CompletionRecord, Journal, file_digest
+from .outputs import check_output
 from .predictions import write_predictions
 from .predictor import Predictor, check_dtype, length_ordered_batches
+from .run_identity import run_identity
 from .signals import StopSignals
 
 
 @dataclass
 class PredictionReport:
-    """What a prediction run did. `rejections`: rows without a score, with reasons; rates count this run's rows only."""
+    """What a prediction run did.
+
+    num_scored: rows with a score, num_resumed of them from an earlier run. rejections: rows without one, with reasons.
+    complete: the output was there already, nothing was done. seconds: of this run.
+    """
 
     num_rows: int = 0
     num_scored: int = 0
@@ -41,14 +46,20 @@ class PredictionReport:
     rejections: list[Rejection] = field(default_factory=list)
     seconds: float = 0.0
     written: bool = False
+    complete: bool = False
     is_main_process: bool = True
 
     @property
     def clips_per_s(self) -> float:
-        return (self.num_rows - self.num_resumed) / self.seconds if self.seconds else 0.0
+        return (self.num_scored - self.num_resumed) / self.seconds if self.seconds else 0.0
 
     def describe(self, output: str | Path) -> str:
         """The summary for the terminal."""
+        if self.complete:
+            return (
+                f"{output} is already complete: {self.num_scored:,} of {self.num_rows:,} rows were scored by the same model, "
+                "on the same table and clips, with the same settings. Add --force to score them again."
+            )
         resumed = f", {self.num_resumed:,} of them by an earlier run" if self.num_resumed else ""
         lines = [f"{self.num_scored:,} of {self.num_rows:,} rows scored{resumed} ({self.clips_per_s:.1f} clips/s)"]
         if self.damaged:
@@ -100,16 +111,23 @@ def predict_table(
     attn_implementation: str = "sdpa",
     calibration_file: str | None = None,
     interval: float | None = None,
+    force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> PredictionReport:
     """Score every row of a table and write `Id,ECR[,...]` in its order; see `lmm-ecr predict --help`.
 
-    A killed run, or one stopped by SIGTERM or SIGUSR1 (Preempted), goes on with the rows that are missing. With on_error
-    "fail" the table is written only if every row has a score; the scores found are kept for the next run either way.
-    Rejected rows go to `<output>.rejected.csv`.
+    A killed run, or one stopped by SIGTERM or SIGUSR1 (Preempted), goes on with the rows that have no score, rejected ones
+    included. With on_error "fail" the table is written only if every row has a score; the scores found are kept for the
+    next run as long as one is missing. Rejected rows go to `<output>.rejected.csv`.
+
+    A complete output of this very run (same model, table, clips, ablations, precision, calibration) is left as it is;
+    any other existing output is replaced only with `force`, which also scores a complete one again. Raises DataError or
+    ConfigError before anything is loaded if the output cannot be written.
     """
     from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list, gather_object
 
+    _check_output(output, [data, *([calibration_file] if calibration_file else [])], force)
     num_workers = default_num_workers() if num_workers is None else num_workers
     if on_error not in ("fail", "skip"):
         raise ConfigError(f"--on-error must be fail or skip, got {on_error!r}")
@@ -123,17 +141,31 @@ def predict_table(
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
     if device == "auto":
         device = str(state.device)
+    if dtype == "auto":
+        dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
     directory = resolve_directory(model)
     dataset = load_table(data, video_dir, ClipProcessor.from_pretrained(directory), decoder, ablations)
-    journal = Journal(output, run_identity(directory, dataset, ablations, dtype))
+    num_rows = len(dataset) + len(dataset.manifest.missing)
+    plan: list = [None]
     if state.is_main_process:
-        journal.open(state.num_processes)
-    state.wait_for_everyone()
-    finished = journal.read()
-    state.wait_for_everyone()  # nobody appends before everybody has read
-    todo = [i for i in range(len(dataset)) if i not in finished]
-    report = PredictionReport(num_rows=len(dataset), num_resumed=len(finished), is_main_process=state.is_main_process)
+        identity = run_identity(directory, dataset, ablations, dtype)
+        journal = Journal(output, identity)
+        digest = file_digest(calibration_file) if calibration_file else None
+        record = CompletionRecord(output, {**identity, "calibration": digest, "interval": interval})
+        plan = [_begin(record, journal, num_rows, force, state.num_processes)]
+    else:
+        journal = Journal(output, {})
+    broadcast_object_list(plan)  # one process reads the journal: on a shared file system others may see it differently
+    finished = plan[0]
+    report = PredictionReport(num_rows=num_rows, is_main_process=state.is_main_process)
+    if finished is None:
+        report.num_scored = report.num_resumed = num_rows
+        report.complete = report.written = True
+        return report
+    report.num_resumed = len(finished)
+    todo = [i for i in range(len(dataset)) if dataset.manifest[i].row not in finished]
     start = time.perf_counter()
+    rejections: list[Rejection] = []
     if todo:
         predictor = Predictor.from_pretrained(
             directory, device=device, dtype=dtype, attn_implementation=attn_implementation, num_workers=num_workers
@@ -141,59 +173,93 @@ def predict_table(
         batches = length_ordered_batches(dataset, todo, batch_size, shared_lengths)
         with StopSignals() as signals:
             share = batches[state.process_index :: state.num_processes]
-            _run(predictor, dataset, share, journal, state, len(finished), progress, signals)
-    state.wait_for_everyone()
+            rejections = _run(predictor, dataset, share, journal, state, len(todo), progress, signals)
+    rejections = gather_object(rejections)
     report.seconds = time.perf_counter() - start
     if state.is_main_process:
-        _write_results(output, dataset, journal, on_error, report, calibration, interval, _targets(directory))
+        rejections += [r for r in dataset.manifest.rejections if r.row not in finished]
+        report.rejections = sorted(rejections, key=lambda r: r.row)
+        _write_results(record, dataset, journal, on_error, report, calibration, interval, _targets(directory))
     state.wait_for_everyone()
     return report
 
 
-def _run(predictor: Predictor, dataset, batches, journal: Journal, state, done: int, progress, signals) -> None:
+def _check_output(output: str | Path, inputs: list[str], force: bool) -> None:
+    """Refuse an output that cannot be written or must not be replaced. One that a run has written is looked at later."""
+    if str(output) == "-" or is_special(output):
+        raise ConfigError(f"--output {output}: give the name of a file; finished rows are kept beside it")
+    known = CompletionRecord(output, {}).read() is not None
+    check_output(output, inputs=inputs, force=force or known)
+    for side in (f"{output}.rejected.csv", f"{output}.done.json"):
+        check_output(side, inputs=inputs, force=True)
+
+
+def _begin(
+    record: CompletionRecord, journal: Journal, num_rows: int, force: bool, num_processes: int
+) -> set[int] | None:
+    """Open the journal and return the numbers of the rows that have a score; None if there is nothing to do.
+
+    Raises ConfigError if output or journal are of another run.
+    """
+    if not force and record.is_finished() and record.read()["num_scored"] == num_rows:
+        if journal.is_of_this_run():  # what a kill between the last two steps left
+            journal.remove()
+        return None
+    again = force and record.is_of_this_run()
+    if again and journal.is_of_this_run():
+        journal.remove()
+    journal.open(num_processes)
+    if again:  # only now and only once: the same command, started again after a kill, goes on from the journal
+        record.remove()
+    return set(journal.read())
+
+
+def _run(predictor: Predictor, dataset, batches, journal: Journal, state, total: int, progress, signals) -> list:
+    """Score this process's batches into the journal; returns the rows that could not be read."""
+    rejections: list[Rejection] = []
+    done = 0
     for values, indices, notes in predictor.score_batches(dataset, batches):
         damaged = dict(notes["damaged"])
         records = [
-            {"row": index, "scores": row.tolist(), "damaged": damaged.get(index)}
+            {"row": dataset.manifest[index].row, "scores": row.tolist(), "damaged": damaged.get(index)}
             for index, row in zip(indices, values, strict=True)
         ]
-        records += [{"row": index, "rejection": vars(rejection)} for index, rejection in notes["rejections"]]
         if records:
             records[0]["num_truncated"] = notes["num_truncated"]
         journal.append(state.process_index, records)
+        rejections += [rejection for _, rejection in notes["rejections"]]
         if signals.received:
             raise Preempted(
                 f"stopped by {signals.received}; finished rows are kept in {journal.directory}, the same command goes on "
                 "from there"
             )
-        done += len(records) * state.num_processes
+        done += (len(records) + len(notes["rejections"])) * state.num_processes
         if progress and state.is_main_process:
-            progress(min(done, len(dataset)), len(dataset))
+            progress(min(done, total), total)
+    return rejections
 
 
 def _write_results(
-    output, dataset, journal, on_error, report: PredictionReport, calibration, interval, targets
+    record: CompletionRecord, dataset, journal, on_error, report: PredictionReport, calibration, interval, targets
 ) -> None:
     records = journal.read()
-    missing = len(dataset) - len(records)
+    missing = report.num_rows - len(records) - len(report.rejections)
     if missing:
         raise AssertionError(f"{missing} rows have neither a score nor a reason")
-    manifest = dataset.manifest
-    report.rejections = list(manifest.rejections)
-    report.rejections += [Rejection(**r["rejection"]) for _, r in sorted(records.items()) if "rejection" in r]
+    rows = sorted((*dataset.manifest.rows, *dataset.manifest.missing), key=lambda row: row.row)
+    scored = [row for row in rows if row.row in records]
     report.num_truncated = sum(r.get("num_truncated", 0) for r in records.values())
-    report.damaged = {manifest[i].id: r["damaged"] for i, r in sorted(records.items()) if r.get("damaged")}
-    scored = [i for i in range(len(manifest)) if "scores" in records[i]]
+    report.damaged = {row.id: records[row.row]["damaged"] for row in scored if records[row.row].get("damaged")}
     report.num_scored = len(scored)
-    report.num_rows += len(manifest.rejections)
-    rejected_path = Path(f"{output}.rejected.csv")
+    rejected_path = Path(f"{record.output}.rejected.csv")
     if report.rejections:
-        write_rejections(rejected_path, sorted(report.rejections, key=lambda r: r.row))
+        write_rejections(rejected_path, report.rejections)
         if on_error == "fail":
             return
     else:
         rejected_path.unlink(missing_ok=True)
-    values = np.array([records[i]["scores"] for i in scored], dtype=np.float64).reshape(len(scored), len(targets))
+    values = np.array([records[row.row]["scores"] for row in scored], dtype=np.float64)
+    values = values.reshape(len(scored), len(targets))
     report.num_limited = int(np.count_nonzero((values[:, 0] <= 0) | (values[:, 0] >= 1)))
     columns = {name: values[:, column] for column, name in enumerate(targets)}
     if calibration is not None:
@@ -202,9 +268,15 @@ def _write_results(
         if interval is not None:
             low, high = calibration.interval(raw, interval)
             columns |= {f"{targets[0]}_lo": low, f"{targets[0]}_hi": high}
-    write_predictions(output, [manifest[i].id for i in scored], columns)
+    record.write_output(
+        journal,
+        lambda path: write_predictions(path, [row.id for row in scored], columns),
+        num_rows=report.num_rows,
+        num_scored=report.num_scored,
+    )
     report.written = True
-    journal.remove()
+    if not report.rejections:  # else the same command, once the clips are repaired, scores only those
+        journal.remove()
 
 
 def load_calibration(path: str | None, interval: float | None):
@@ -216,22 +288,6 @@ def load_calibration(path: str | None, interval: float | None):
     from .calibration import Calibration
 
     return Calibration.load(path)
-
-
-def run_identity(directory: Path, dataset: ClipDataset, ablations: Sequence[str], dtype: str) -> dict[str, Any]:
-    """What a result depends on: model files, table, ablations, precision. Weights are told apart by name, size and time."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in directory.iterdir() if p.suffix in (".json", ".safetensors", ".bin", ".jinja")):
-        if path.name in ("metrics.json", "run.json"):
-            continue
-        stat = path.stat()
-        digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return {
-        "model": f"{directory} {digest.hexdigest()[:16]}",
-        "table": f"{dataset.manifest.path} {dataset.manifest.fingerprint()}",
-        "ablations": sorted(ablations),
-        "dtype": dtype,
-    }
 
 
 def _targets(directory: Path) -> list[str]:

@@ -1,7 +1,6 @@
 """`Predictor` and `lmm-ecr predict`: order, reproducibility, bad clips, kills in the middle."""
 
 import csv
-import json
 import shutil
 import signal
 import subprocess
@@ -10,44 +9,19 @@ import time
 
 import numpy as np
 import pytest
-import torch
-from typer.testing import CliRunner
 
-from lmm_ecr import LmmRegressor, Predictor
-from lmm_ecr.cli import app
+from lmm_ecr import Predictor
 from lmm_ecr.data.manifest import read_manifest
 from lmm_ecr.errors import ClipError, ConfigError
-from lmm_ecr.journal import Journal
-from lmm_ecr.label_transforms import ZScoreTransform
 from lmm_ecr.predict import predict_table
 from lmm_ecr.prepare import prepare
 from tests.data.media import remux, tone, write_clip
+from tests.predicting import predict, read, write_model
 
 
 @pytest.fixture(scope="session")
 def run_dir(tiny_qwen, tiny_processor, tmp_path_factory):
-    """A model directory whose scores differ from clip to clip."""
-    directory = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    model = LmmRegressor.from_backbone(
-        str(tiny_qwen), head_hidden_size=16, label_transforms={"ECR": ZScoreTransform(0.5, 0.25)}
-    )
-    torch.nn.init.normal_(model.regression_head.fc1.weight)
-    model.save_pretrained(directory)
-    tiny_processor.save_pretrained(directory)
-    return directory
-
-
-def predict(*words) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["predict", *map(str, words)])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
-
-
-def read(path) -> dict[str, float]:
-    with open(path, newline="", encoding="utf-8") as stream:
-        return {row["Id"]: float(row["ECR"]) for row in csv.DictReader(stream)}
+    return write_model(tmp_path_factory.mktemp("model"), tiny_qwen, tiny_processor)
 
 
 @pytest.fixture(scope="session")
@@ -208,17 +182,6 @@ def test_kill_and_resume(run_dir, tiny_clips, tmp_path, expected):
     np.testing.assert_allclose(list(scores.values()), list(expected.values()), rtol=0, atol=1e-6)
 
 
-def test_results_of_another_model_are_not_mixed_in(run_dir, tiny_clips, tmp_path):
-    output = tmp_path / "out.csv"
-    other = Journal(output, {"model": "another", "table": "", "ablations": [], "dtype": "auto"})
-    other.open()
-    other.append(0, [{"row": 0, "scores": [0.5]}])
-    with pytest.raises(ConfigError, match=r"another run \(different: model, table\)"):
-        predict_table(
-            run_dir, str(tiny_clips / "train.csv"), output, video_dir=str(tiny_clips / "videos"), num_workers=0
-        )
-
-
 def test_calibration_and_interval(run_dir, tiny_clips, tmp_path, expected):
     from lmm_ecr.calibration import Calibration
 
@@ -273,15 +236,3 @@ def test_bfloat16_scores_are_close_and_not_tied(run_dir, tiny_manifest, expected
     scores = predictor.predict(clips)[:, 0]
     np.testing.assert_allclose(scores, list(expected.values()), rtol=0, atol=0.1)
     assert len(set(scores)) == len(scores)
-
-
-def test_journal_round_trip(tmp_path):
-    journal = Journal(tmp_path / "out.csv", {"model": "m"})
-    journal.open()
-    journal.append(0, [{"row": 2, "scores": [0.1 + 0.2]}])
-    journal.append(1, [{"row": 0, "scores": [1 / 3]}])
-    journal.append(0, [{"row": 1, "scores": [0.5]}])
-    assert {k: v["scores"][0] for k, v in journal.read().items()} == {2: 0.1 + 0.2, 1: 0.5, 0: 1 / 3}
-    assert json.loads((tmp_path / "out.csv.partial/meta.json").read_text()) == {"model": "m"}
-    journal.remove()
-    assert not journal.directory.exists()

@@ -56,6 +56,9 @@ def predict(
     device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1, ..."),
     dtype: str = typer.Option("auto", help="Backbone precision: auto (bfloat16 on a GPU), float32, bfloat16."),
     attn_implementation: str = typer.Option("sdpa", help="sdpa, eager or flash_attention_2."),
+    force: bool = typer.Option(
+        False, "--force", help="Replace an existing output (without: only the same run, finished, is taken as done)."
+    ),
 ) -> None:
     """Score clips with a trained model, with the preprocessing it was trained with."""
     from ..console import quiet_libraries
@@ -79,6 +82,7 @@ def predict(
             attn_implementation=attn_implementation,
             calibration_file=calibrate,
             interval=interval,
+            force=force,
             progress=progress,
         )
     if report.is_main_process:

@@ -45,12 +45,16 @@ class Rejection:
 
 @dataclass
 class Manifest:
-    """The usable rows of a table in its order, and the rows rejected while reading (only missing files, on request)."""
+    """The usable rows of a table in its order, and those rejected while reading (only for a missing file, on request).
+
+    missing: the rows of `rejections`, for a reader that wants the table as a whole.
+    """
 
     path: str
     rows: list[ManifestRow]
     targets: tuple[str, ...] = ()
     rejections: list[Rejection] = field(default_factory=list)
+    missing: list[ManifestRow] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,11 +71,12 @@ class Manifest:
         return np.array([row.labels for row in self.rows], dtype=np.float64).reshape(len(self.rows), len(self.targets))
 
     def fingerprint(self) -> str:
-        """Hash of ids, texts and labels in order: tells whether two runs saw the same table."""
-        digest = hashlib.sha256()
-        for row in self.rows:
-            digest.update(repr((row.id, row.title, row.description, row.labels)).encode())
-        return digest.hexdigest()[:16]
+        """Hash of ids, texts and labels of the usable rows in order: tells whether two runs worked on the same rows."""
+        return _fingerprint(self.rows)
+
+    def table_fingerprint(self) -> str:
+        """The same of all rows, with or without a file: does not change when a missing clip is put in its place."""
+        return _fingerprint(sorted((*self.rows, *self.missing), key=lambda row: row.row))
 
 
 def read_manifest(
@@ -112,7 +117,7 @@ def read_manifest(
         if missing and missing_files != "reject":
             hint = f"\nFor missing files check {where}, or skip them on request."
         raise DataError(_list_problems(path, problems) + hint)
-    rows = [
+    all_rows = [
         ManifestRow(
             row=index + 1,
             id=ids[index],
@@ -122,11 +127,11 @@ def read_manifest(
             labels=tuple(labels[index]),
         )
         for index in range(num_rows)
-        if index not in missing
     ]
+    rows = [row for index, row in enumerate(all_rows) if index not in missing]
     if not rows:
         raise DataError(f"{path}: none of the {num_rows} clips has a file, for example {videos[0]}; check {where}")
-    return Manifest(str(path), rows, tuple(targets), rejections)
+    return Manifest(str(path), rows, tuple(targets), rejections, [all_rows[index] for index in sorted(missing)])
 
 
 def write_rejections(path: str | Path, rejections: Sequence[Rejection]) -> None:
@@ -137,6 +142,13 @@ def write_rejections(path: str | Path, rejections: Sequence[Rejection]) -> None:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["row", "Id", "reason", "detail"])
         writer.writerows([r.row, r.id, r.reason, r.detail] for r in rejections)
+
+
+def _fingerprint(rows: Sequence[ManifestRow]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr((row.id, row.title, row.description, row.labels)).encode())
+    return digest.hexdigest()[:16]
 
 
 def _read_columns(path: Path, targets: Sequence[str]) -> tuple[dict[str, list[str]], int]:
