@@ -5,9 +5,9 @@ sampling, resolution, sound, prompt. `save_pretrained` writes it as `preprocessi
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -128,13 +128,64 @@ class ClipProcessor(PushToHubMixin, ABC):
         if not path.is_file():
             raise ConfigError(f"{directory} is no model directory of this package: {SPEC_FILE} is missing")
         saved = read_json(path)
+        if not isinstance(saved, dict):
+            raise ConfigError(f"{path} is damaged: it holds no JSON object")
         if saved.get("format") != FORMAT_VERSION:
             raise ConfigError(f"{path}: format {saved.get('format')!r}, this version reads {FORMAT_VERSION}")
         family = next((f for f in FAMILIES if f.name == saved.get("family")), None)
         if family is None:
             raise ConfigError(f"{path}: unknown family {saved.get('family')!r}; known: {[f.name for f in FAMILIES]}")
         processor = family.processor_class
-        return processor.from_backbone(str(directory), processor.spec_class.from_dict(saved["spec"]))
+        try:
+            check_complete("spec", saved.get("spec"), processor.spec_class)
+            spec = processor.spec_class.from_dict(saved["spec"])
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        return processor.from_backbone(str(directory), spec)
+
+
+def check_complete(name: str, values: Any, kind: type) -> None:
+    """Refuse a saved dataclass `kind` that lacks a field or has one of another type: a default in its place would change
+    scores without a word. Raises ConfigError naming the field."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name} must be an object of settings, got {values!r}")
+    hints = get_type_hints(kind)
+    check_keys(name, values, kind)
+    for item in fields(kind):
+        if item.name not in values:
+            raise ConfigError(
+                f"{name} has no field {item.name!r}, which every saved model has: the file was cut or edited"
+            )
+        value, options = values[item.name], get_args(hints[item.name]) or (hints[item.name],)
+        nested = next((option for option in options if is_dataclass(option)), None)
+        if nested and value is not None:
+            check_complete(f"{name}.{item.name}", value, nested)
+        elif not any(_fits(value, option) for option in options):
+            expected = " or ".join("null" if option is type(None) else option.__name__ for option in options)
+            raise ConfigError(f"{name}.{item.name} must be {expected}, got {value!r}")
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def check_tokenizer(tokenizer) -> None:
+    """Refuse a tokenizer without its vocabulary or padding token: transformers builds one from a directory without
+    tokenizer.json, and every text would be lost. Raises ConfigError naming the file."""
+    source = tokenizer.name_or_path or "the checkpoint"
+    ids = tokenizer("the title of a video", add_special_tokens=False)["input_ids"]
+    if not ids or set(ids) == {tokenizer.unk_token_id}:
+        raise ConfigError(
+            f"the tokenizer of {source} turns plain text into nothing: tokenizer.json is missing or of another model; "
+            "copy or download it again"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(
+            f"the tokenizer of {source} has no padding token: tokenizer_config.json is missing or of another model; "
+            "copy or download it again"
+        )
 
 
 def resolve_directory(name_or_path: str | Path, revision: str | None = None) -> Path:

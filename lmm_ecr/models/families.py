@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from ..errors import ConfigError
 from ..files import read_json
 from .head import PretrainedHead
+from .model_files import damaged_file
 
 if TYPE_CHECKING:
     from ..data.processor import ClipProcessor
@@ -129,9 +130,10 @@ def read_model_type(name_or_path: str | Path, revision: str | None = None) -> st
     options = {} if revision is None else {"revision": revision}
     try:
         values, _ = PreTrainedConfig.get_config_dict(name_or_path, **options)
-    except OSError as error:
+    except (OSError, ValueError, TypeError) as error:  # absent, no JSON, no object
+        damage = damaged_file(Path(name_or_path)) if Path(name_or_path).is_dir() else None
         raise ConfigError(
-            f"{name_or_path}: no model directory or hub repository with a config.json ({error})"
+            damage or f"{name_or_path}: no model directory or hub repository with a config.json ({error})"
         ) from error
     if "model_type" not in values:
         raise ConfigError(f"{name_or_path}: config.json names no model_type, so it cannot be told which model this is")
@@ -146,7 +148,8 @@ def family_of(name_or_path: str | Path, revision: str | None = None) -> Family:
 def foreign_family(directory: str | Path) -> Family | None:
     """The family of a checkpoint directory in another code base's layout; None for any other directory."""
     path = Path(directory) / "config.json"
-    model_type = read_json(path).get("model_type") if path.is_file() else None
+    values = read_json(path) if path.is_file() else {}
+    model_type = values.get("model_type") if isinstance(values, dict) else None
     return next((family for family in FAMILIES if model_type in family.foreign_model_types), None)
 
 
@@ -164,11 +167,14 @@ def get_family(model_type: str) -> Family:
 def check_loading(info: dict[str, Any], source: str, allowed_unexpected: tuple[str, ...] = ()) -> None:
     """Refuse a checkpoint that left weights untouched: transformers only warns and keeps random values.
 
-    info: `output_loading_info` of `from_pretrained`. allowed_unexpected: prefixes of checkpoint tensors that are known not
-    to be needed.
+    info: `output_loading_info` of `from_pretrained` with ignore_mismatched_sizes=True: without it, weights of another shape
+    end in an error that does not name them. (DeepSpeed's ZeRO-3 raises one that does, either way.)
+    allowed_unexpected: prefixes of checkpoint tensors that are known not to be needed.
     """
     missing = sorted(info["missing_keys"])
-    mismatched = sorted(str(key) for key in info["mismatched_keys"])
+    mismatched = sorted(
+        f"{name}: {tuple(found)} instead of {tuple(wanted)}" for name, found, wanted in info["mismatched_keys"]
+    )
     unexpected = sorted(k for k in info["unexpected_keys"] if not k.startswith(allowed_unexpected))
     problems = [
         f"{len(keys)} {what} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 
 from ..data.decode import Clip, ClipInfo
-from ..data.processor import ClipProcessor, PreprocessingSpec, pad_tokens
+from ..data.processor import ClipProcessor, PreprocessingSpec, check_tokenizer, pad_tokens
 from ..data.prompt import build_prompt, plain_ids
 from ..data.sampling import frame_interval
 from ..errors import ConfigError
 from .families import check_loading, normalise_pixels
+from .model_files import reading_processor, reading_weights
 
 TOKEN_PIXELS = 28 * 28  # one language-model token covers 2 x 2 patches of 14 x 14 pixels
 VIDEO_TOKEN_TYPE = 2  # `mm_token_type_ids`: 0 text, 1 image, 2 video
@@ -23,7 +25,8 @@ def load_backbone(path: str, **options):
     """The library's `Qwen2_5_VLModel` (no language-model head, so no vocabulary logits) with every weight accounted for."""
     from transformers import AutoModel
 
-    model, info = AutoModel.from_pretrained(path, output_loading_info=True, **options)
+    with reading_weights(path):
+        model, info = AutoModel.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     check_loading(info, path, allowed_unexpected=("lm_head.",))
     return model
 
@@ -119,16 +122,20 @@ class Qwen25VLProcessor(ClipProcessor):
         self.processor = processor
         self.spec = spec or Qwen25VLSpec()
         self.tokenizer = processor.tokenizer
+        check_tokenizer(self.tokenizer)
         video = processor.video_processor
         self.image_mean, self.image_std = list(video.image_mean), list(video.image_std)
         self.patch_size, self.merge_size = video.patch_size, video.merge_size
         self.temporal_patch_size = video.temporal_patch_size
+        _ = self._template_ids  # a template that cannot be used is said here, not by the first worker
 
     @classmethod
     def from_backbone(cls, name_or_path, spec=None, **options):
         from transformers import AutoProcessor
 
-        return cls(AutoProcessor.from_pretrained(name_or_path, **options), spec)
+        with reading_processor(name_or_path):
+            processor = AutoProcessor.from_pretrained(name_or_path, **options)
+        return cls(processor, spec)
 
     def _save_files(self, directory: Path) -> None:
         self.processor.save_pretrained(directory)
@@ -139,12 +146,16 @@ class Qwen25VLProcessor(ClipProcessor):
         messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": PROMPT_MARK}]}]
         if self.spec.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.spec.system_prompt}]})
-        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        before, after = text.split(PROMPT_MARK)
-        if before.count(self.processor.video_token) != 1:
+        where = f"the chat template of {self.tokenizer.name_or_path or 'the checkpoint'} (chat_template.jinja)"
+        try:
+            text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except (ValueError, TypeError, TemplateError) as error:  # absent; cut off
+            raise ConfigError(f"{where} is missing or damaged ({error}); copy or download it again") from error
+        before, mark, after = text.partition(PROMPT_MARK)
+        if before.count(self.processor.video_token) != 1 or not mark or PROMPT_MARK in after:
             raise ConfigError(
-                f"the checkpoint's chat template must hold {self.processor.video_token} exactly once for a video "
-                f"message, got {before!r}"
+                f"{where} must hold {self.processor.video_token} and then the text exactly once for a video "
+                f"message, got {text!r}"
             )
         return tuple(self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after))
 

@@ -17,8 +17,10 @@ from ..label_transforms import LabelTransform, label_transform_from_dict
 from ..losses import RegressionLoss
 from .families import Family, check_loading, family_of, get_family, read_model_type
 from .head import Pooling, RegressionHead
+from .model_files import check_saved_config, reading_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
+SAVED_FIELDS = ("backbone_config", "targets", "pooling", "label_transforms", "image_mean", "image_std")
 
 
 class LmmRegressorConfig(PreTrainedConfig):
@@ -240,8 +242,12 @@ class LmmRegressor(PreTrainedModel):
             model_type = read_model_type(path)
             if model_type != cls.config_class.model_type:
                 return cls._from_other_layout(path, model_type, **kwargs)
+            check_saved_config(path, SAVED_FIELDS)
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        with reading_weights(path):
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
         check_loading(info, str(pretrained_model_name_or_path))
         return (model, info) if wants_info else model
 
@@ -261,6 +267,8 @@ class LmmRegressor(PreTrainedModel):
     def _from_adapter(cls, path: Path, is_trainable: bool = False, **load_options):
         from peft import PeftModel
 
+        read_model_type(path)  # says which file is damaged
+        check_saved_config(path, SAVED_FIELDS)
         config = cls.config_class.from_pretrained(path)
         backbone = str(config.backbone_name_or_path)
         if Path(backbone).is_absolute() and not Path(backbone).is_dir():
@@ -281,7 +289,8 @@ class LmmRegressor(PreTrainedModel):
             label_transforms={k: label_transform_from_dict(v) for k, v in config.label_transforms.items()},
             **load_options,
         )
-        return PeftModel.from_pretrained(base, str(path), is_trainable=is_trainable)
+        with reading_weights(path):
+            return PeftModel.from_pretrained(base, str(path), is_trainable=is_trainable)
 
 
 def unwrap_regressor(model: nn.Module) -> LmmRegressor:
