@@ -5,9 +5,7 @@ Ids are text and stay text (`0012`, `1e5` and `NA` survive). Everything is vecto
 wrong is it read again slowly, to name the line, the id and the value.
 """
 
-import io
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from .errors import DataError
-from .files import atomic_write
+from .table_files import check_readable_twice, table_stream
 from .table_problems import csv_rows, first_problem, parquet_rows
 from .tables import (
     ID_COLUMN,
@@ -35,6 +33,7 @@ from .tables import (
 
 TARGET_COLUMN = "ECR"
 BLOCK_BYTES = 1 << 18  # of a CSV that passes through; a record may be no longer (else the whole file is read at once)
+LARGEST_BLOCK_BYTES = 1 << 29  # a longer record is an error
 EXAMPLES = 5  # ids listed in messages about mismatches
 
 
@@ -101,6 +100,7 @@ def read_predictions(
     finite or outside [0, 1], and lines with too many or too few fields.
     """
     path = os.fspath(path)
+    check_readable_twice(path)
     try:
         if is_parquet(path):
             table = _read_parquet(path, target, columns)
@@ -143,10 +143,11 @@ def write_predictions(path: str | os.PathLike, ids: Iterable[str], columns: Mapp
     """Write a prediction table: the Id column, then `columns` in their order. The file appears whole or not at all.
 
     Numbers are written as float64 in the shortest form that reads back to the same bits; line ends are `\\n`; text is
-    quoted only where RFC 4180 asks for it. `-` writes to standard output; a `.parquet` suffix writes Parquet.
+    quoted only where RFC 4180 asks for it. `-` writes to standard output; a `.parquet` suffix writes Parquet, `.gz`
+    compresses.
 
-    Raises DataError for NaN or infinite numbers (a score that is not a number must not reach a submission) and for
-    empty or repeated ids, ValueError for columns of different lengths.
+    Raises DataError for NaN or infinite numbers (a score that is not a number must not reach a submission), for empty
+    or repeated ids and where the system does not let it be written, ValueError for columns of different lengths.
     """
     path = os.fspath(path)
     ids = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(list(ids), pa.large_string())
@@ -160,18 +161,7 @@ def write_predictions(path: str | os.PathLike, ids: Iterable[str], columns: Mapp
     arrays = {ID_COLUMN: ids}
     for name, values in columns.items():
         arrays[name] = _output_column(path, name, values, ids)
-    if path == "-":
-        sys.stdout.flush()
-        stream = getattr(sys.stdout, "buffer", None)
-        if stream is not None:
-            write_csv(stream, arrays)
-        else:  # a captured stdout without a byte stream below it
-            buffer = io.BytesIO()
-            write_csv(buffer, arrays)
-            sys.stdout.write(buffer.getvalue().decode("utf-8"))
-        sys.stdout.flush()
-        return
-    with atomic_write(path, "wb") as stream:
+    with table_stream(path) as stream:
         if is_parquet(path):
             pyarrow.parquet.write_table(pa.table(arrays), stream)
         else:
@@ -260,11 +250,16 @@ def _values_like(path: str, target: str, like: Predictions) -> np.ndarray | None
 
 
 def _read_csv(path: str, target: str, columns: Sequence[str] | None) -> pa.Table:
-    try:
-        return pyarrow.csv.read_csv(path, **_csv_options(path, target, columns))
-    except pa.ArrowInvalid as error:
-        problem = first_problem(csv_rows(path, target), target, allow_out_of_range=True)
-        raise DataError(f"{path}: {problem or error}") from error
+    options, block_size = _csv_options(path, target, columns), 1 << 20
+    while True:
+        try:
+            return pyarrow.csv.read_csv(path, read_options=pyarrow.csv.ReadOptions(block_size=block_size), **options)
+        except pa.ArrowInvalid as error:
+            if "straddl" in str(error) and block_size < LARGEST_BLOCK_BYTES:  # a record is longer than a block
+                block_size *= 8
+                continue
+            problem = first_problem(csv_rows(path, target), target, allow_out_of_range=True)
+            raise DataError(f"{path}: {problem or error}") from error
 
 
 def _read_parquet(path: str, target: str, columns: Sequence[str] | None) -> pa.Table:

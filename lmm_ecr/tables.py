@@ -3,6 +3,8 @@
 import csv
 import difflib
 import io
+import re
+import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,7 +14,10 @@ import pyarrow.compute as pc
 from .errors import DataError
 
 ID_COLUMN = "Id"
+LARGEST_FIELD = 2**31 - 1  # bytes, what a C long holds everywhere
 HASHED_BYTES = 512  # ids that differ only behind these have the same hash
+_ESCAPED = re.compile("[\udc80-\udcff]")  # how "surrogateescape" decodes a byte that is not UTF-8
+_FIELD_LIMIT = threading.Lock()
 
 
 def is_parquet(path: str) -> bool:
@@ -68,19 +73,52 @@ def select_columns(path: str, names: list[str], target: str, columns: Sequence[s
 
 
 def text_records(path: str) -> Iterator[tuple[int, list[str]]]:
-    """(line number of its first line, fields) of every record of a CSV that is not an empty line."""
-    with pa.input_stream(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream:
+    """(line number of its first line, fields) of every record of a CSV that is not an empty line.
+
+    Raises:
+        DataError: bytes that are not UTF-8 or text that is not CSV, with the line and, where there is one, the id.
+    """
+    # surrogateescape: decoding runs ahead of the records, and must not fail before it is known which one is wrong.
+    with (
+        pa.input_stream(path) as raw,
+        io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream,
+    ):
         reader = csv.reader(stream)
-        line = 1
+        line, header = 1, None
         try:
-            for fields in reader:
+            while (fields := _next_record(reader)) is not None:
                 if fields:
+                    _refuse_escaped(path, line, fields, header)
+                    header = header or fields
                     yield line, fields
                 line = reader.line_num + 1
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 text near line {line}; save the table as UTF-8") from error
         except csv.Error as error:
             raise DataError(f"{path}: line {line}: not valid CSV: {error}") from error
+
+
+def _next_record(reader: Iterator[list[str]]) -> list[str] | None:
+    """The next record with fields of any length. The limit, 128 KiB by default, belongs to the whole process and not to
+    the reader, so it is raised for one record at a time."""
+    with _FIELD_LIMIT:
+        limit = csv.field_size_limit(LARGEST_FIELD)
+        try:
+            return next(reader, None)
+        finally:
+            csv.field_size_limit(limit)
+
+
+def _refuse_escaped(path: str, line: int, fields: list[str], header: list[str] | None) -> None:
+    """Raise DataError if a byte of the record is not UTF-8, with the record's id where it is known."""
+    for place, text in enumerate(fields):
+        if text.isascii() or not (bad := _ESCAPED.search(text)):
+            continue
+        where = f"line {line}"
+        if header and ID_COLUMN in header and (id_at := header.index(ID_COLUMN)) < len(fields) and id_at != place:
+            where += f" ({ID_COLUMN} {fields[id_at][:80]!r})"
+        if header and place < len(header):
+            where += f", column {header[place]!r}"
+        byte = ord(bad[0]) - 0xDC00
+        raise DataError(f"{path}: {where}: byte 0x{byte:02x} is not UTF-8; save the table as UTF-8")
 
 
 def ids_are_unique(ids: pa.Array) -> bool:
