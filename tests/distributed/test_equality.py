@@ -48,6 +48,7 @@ TWO = {
     "ddp-silent": {**SILENT, "accumulation": 4},
     "ddp-stopped": {"loss": PLCC, "save": True, "stop": 2, "directory": "ddp-saved"},
     "ddp-saved": {"loss": PLCC, "save": True, "resume": True},
+    "zero1-mse": {"strategy": "zero1", "loss": MSE},
     "zero2-mse": {"strategy": "zero2", "loss": MSE},
     "zero2-plcc": {"strategy": "zero2", "loss": PLCC},
     "zero2-accumulated": {"strategy": "zero2", "loss": MIXED, "accumulation": 2},
@@ -119,6 +120,7 @@ def test_processes_were_really_two_and_sharded(results, strategy, run):
     ("name", "expected"),
     [
         ("ddp-mse", "mse"),
+        ("zero1-mse", "mse"),
         ("zero2-mse", "mse"),
         ("zero3-mse", "mse"),
         ("ddp-plcc", "plcc"),
