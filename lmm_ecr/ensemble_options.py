@@ -8,8 +8,10 @@ import numpy as np
 
 from .calibration import Calibration
 from .ensemble_methods import FITTED, METHODS
+from .ensemble_recipe import load_recipe
 from .errors import ConfigError
 from .outputs import check_output
+from .predictions import TARGET_COLUMN
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class EnsembleOptions:
     resamples: int = 1000
     seed: int = 0
     keep_members: bool = True
+
+    @property
+    def fits(self) -> bool:
+        """Whether weights are fitted to the labels."""
+        return self.apply is None and self.weights is None and self.method in FITTED
 
     def __post_init__(self):
         if self.method is not None and self.method not in METHODS:
@@ -81,6 +88,17 @@ def parse_weights(text: str | None) -> list[float] | None:
     return weights
 
 
+def target_column(options: EnsembleOptions) -> str:
+    """The column that is combined: the one asked for, that of the recipe, or ECR.
+
+    Raises:
+        DataError: see `load_recipe`.
+    """
+    if options.target is not None or options.apply is None:
+        return options.target or TARGET_COLUMN
+    return load_recipe(options.apply).target
+
+
 def read_calibration(path: str | os.PathLike | None, interval: float | None, target: str) -> Calibration | None:
     """The calibration for scores of the column `target`, or None.
 
@@ -101,7 +119,12 @@ def read_calibration(path: str | os.PathLike | None, interval: float | None, tar
 
 
 def check_outputs(
-    paths: Sequence[str | os.PathLike], options: EnsembleOptions, output: str | os.PathLike, force: bool, **others
+    paths: Sequence[str | os.PathLike],
+    options: EnsembleOptions,
+    output: str | os.PathLike,
+    force: bool,
+    calibrate: str | os.PathLike | None = None,
+    **others,
 ) -> None:
     """Refuse outputs among the inputs, two outputs in one file, and (without `force`) an existing `output`.
 
@@ -109,12 +132,19 @@ def check_outputs(
     """
     if others.get("report") is not None and options.labels is None:
         raise ConfigError("--report shows how good the scores are and needs --labels")
-    inputs = [*paths, *(path for path in (options.labels, options.apply) if path is not None)]
+    if others.get("oof") is not None and not options.fits:
+        raise ConfigError(
+            "--oof writes the out-of-fold scores of a fit and needs --method weighted, greedy or stack with --labels; "
+            "other methods have seen no label: calibrate their output itself"
+        )
+    inputs = [*paths, *(path for path in (options.labels, options.apply, calibrate) if path is not None)]
     check_output(output, inputs=inputs, force=force)
     written = {} if os.fspath(output) == "-" else {os.path.realpath(output): "--output"}
     for flag, path in others.items():
         if path is None:
             continue
+        if os.fspath(path) == "-":
+            raise ConfigError(f"--{flag} needs the name of a file; only --output can be `-`, standard output")
         check_output(path, inputs=inputs, force=True)
         real = os.path.realpath(path)
         if real in written:

@@ -13,8 +13,11 @@ which rows it was fitted to: the lower 48 bits of each id's hash (`ensemble_fold
 little endian, in base64. By them the score of a recipe leaves out rows that it knows.
 """
 
+import base64
+import binascii
 import math
 import os
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -140,12 +143,13 @@ def scale_json(scale: Scale | None) -> dict | None:
     }
 
 
-def reorder(combination: Combination, saved: list[str], names: list[str], path: str | os.PathLike) -> Combination:
+def reorder(recipe: SavedRecipe, names: list[str], path: str | os.PathLike) -> Combination:
     """The combination with its weights in the order of `names`, the members at hand.
 
     Raises:
         DataError: `names` are not exactly the members of the recipe at `path`.
     """
+    combination, saved = recipe.combination, recipe.members
     lacking, more = sorted(set(saved) - set(names)), sorted(set(names) - set(saved))
     if lacking or more:
         parts = [f"{label}: {', '.join(some)}" for label, some in (("missing", lacking), ("unknown", more)) if some]

@@ -4,14 +4,24 @@ import os
 
 import numpy as np
 
-from .ensemble import EnsembleResult
 from .ensemble_methods import fill_gaps
 from .ensemble_options import EnsembleOptions
+from .ensemble_result import EnsembleResult
 from .ensemble_summary import collapsed_members, evidence
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 from .evaluate import evaluate_tables
 from .predictions import Predictions, read_labels
 from .report import Recipe, write_report
+
+
+def check_scored(result: EnsembleResult) -> None:
+    """Complain before anything is written: DataError where no label is left that the recipe was not fitted to."""
+    labels = result.summary["labels"]
+    if labels is not None and not labels["rows"]:
+        raise DataError(
+            f"{labels['file']}: all {labels['rows_of_the_fit']} rows with a label were used for the fit of the recipe "
+            f"{result.summary['recipe']}; there is nothing honest to report: give labels of other clips to --report"
+        )
 
 
 def write_ensemble_report(
@@ -27,9 +37,11 @@ def write_ensemble_report(
 
     Raises:
         ConfigError: the ensemble was made without labels.
+        DataError: see `check_scored`.
     """
     if options.labels is None:
         raise ConfigError("--report shows how good the scores are and needs --labels")
+    check_scored(result)
     members, summary = result.members, result.summary
     ids = members.ids.take(result.labelled_rows)
     own = members.values[:, result.labelled_rows]

@@ -55,6 +55,11 @@ def _missing_lines(summary: dict) -> list[str]:
     labels = summary["labels"]
     if labels:
         text = f"labels: {labels['file']}, column {labels['column']}: {labels['rows']:,} rows scored"
+        seen = labels["rows_of_the_fit"]
+        if seen and labels["rows"]:
+            text += f", {seen:,} more rows were used for the fit of the recipe and are not scored"
+        elif seen:
+            text += f"; all {seen:,} rows with a label were used for the fit of the recipe and tell nothing about it"
         if labels["rows_without_label"]:
             text += f", {labels['rows_without_label']:,} rows have no label"
         if labels["labels_without_row"]:
@@ -64,6 +69,14 @@ def _missing_lines(summary: dict) -> list[str]:
         if fewer:
             counts = ", ".join(f"{member['name']} {member['n']:,}" for member in fewer)
             lines.append(f"members with missing ids are scored on fewer rows: {counts}")
+    fit = summary["recipe_fit"]
+    if labels and fit:
+        if not fit["rows_known"]:
+            lines.append(
+                "the recipe does not say which rows it was fitted to; if they are among these the score is too good"
+            )
+        if fit.get("cv_final_score") is not None:
+            lines.append(f"cross-validated final score when it was fitted: {fit['cv_final_score']:.3f}")
     return lines
 
 

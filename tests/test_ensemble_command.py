@@ -64,8 +64,8 @@ def test_outputs_do_not_overwrite_inputs_or_each_other(project, tmp_path):
         (["--output", output, "--labels", str(labels), "--save", str(labels)], "one of the inputs"),
         (["--output", output, "--json", output], "name the same file"),
         (["--output", str(tmp_path)], "is a directory"),
-        (["--output", f"{labels}/out.csv"], "is a file, not a directory"),
-        (["--output", output, "--json", f"{labels}/deep/out.json"], "is a file, not a directory"),
+        (["--output", f"{labels}/out.csv"], "cannot be written"),
+        (["--output", output, "--json", f"{labels}/deep/out.json"], "cannot be written"),
         (["--output", output, "--weights", "1,x,2"], "not a number"),
     ]:
         result = CliRunner().invoke(app, ["ensemble", *files, *arguments])

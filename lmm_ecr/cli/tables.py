@@ -24,6 +24,11 @@ def ensemble(
     with_std: bool = typer.Option(False, "--with-std", help="Add the standard deviation of the members as a column."),
     save: Path = typer.Option(None, help="Write the recipe (method, members, weights) here, for --apply."),
     apply: Path = typer.Option(None, help="Use a saved recipe on new files of the same names."),
+    oof: Path = typer.Option(
+        None,
+        help="Write the cross-validated (out-of-fold) scores of a fit here; `lmm-ecr evaluate` on this file, with "
+        "--fit-calibration, gives an honest calibration for the recipe.",
+    ),
     calibrate: Path = typer.Option(None, help="Calibration file to apply to the result, made by `lmm-ecr evaluate`."),
     interval: float = typer.Option(None, help="With --calibrate: add ECR_lo and ECR_hi of this coverage, e.g. 0.9."),
     json: Path = typer.Option(None, help="Write the whole summary here."),
@@ -37,7 +42,7 @@ def ensemble(
     """Combine prediction files into one; with --labels show by how much it is better, and whether that is luck."""
     from ..ensemble import ensemble as combine_files
     from ..ensemble import write_ensemble
-    from ..ensemble_options import EnsembleOptions, check_outputs, parse_weights, read_calibration
+    from ..ensemble_options import EnsembleOptions, check_outputs, parse_weights, read_calibration, target_column
     from ..ensemble_summary import print_summary
     from ..progress import progress_bar
 
@@ -52,7 +57,8 @@ def ensemble(
         resamples=resamples,
         keep_members=with_std,
     )
-    check_outputs(predictions, options, output, force, json=json, save=save, report=report)
+    check_outputs(predictions, options, output, force, calibrate, json=json, save=save, report=report, oof=oof)
+    calibration = read_calibration(calibrate, interval, target_column(options))
     if video_dir is not None and report is None:
         raise ConfigError("--video-dir is for the pictures of --report FILE.html, which is not given")
     if report is not None:
@@ -61,15 +67,25 @@ def ensemble(
         check_report(video_dir)
     with progress_bar("Fitting and scoring", "steps", delay=3) as progress:
         result = combine_files(predictions, options, progress)
-    calibration = read_calibration(calibrate, interval, result.summary["target"])
+    if report is not None:
+        from ..ensemble_report import check_scored, write_ensemble_report
+
+        check_scored(result)
     write_ensemble(
-        result, output, with_std=with_std, json_path=json, save=save, calibration=calibration, interval=interval
+        result,
+        output,
+        with_std=with_std,
+        json_path=json,
+        save=save,
+        oof=oof,
+        calibration=calibration,
+        interval=interval,
     )
     if report is not None:
-        from ..ensemble_report import write_ensemble_report
-
         write_ensemble_report(result, options, report, video_dir=video_dir)
     print_summary(result.summary, output, sys.stderr if output == "-" else sys.stdout)
+    if oof is not None:
+        typer.echo(f"out-of-fold scores written to {oof}", err=output == "-")
     if calibration is not None:
         typer.echo(f"what is written is calibrated by {calibrate}; scores above are before that", err=output == "-")
 
