@@ -19,6 +19,7 @@ from ..files import atomic_write
 from ..tables import is_parquet, text_records
 
 MAX_PROBLEMS_SHOWN = 10
+LARGEST_RECORD = 1 << 26  # bytes: pyarrow refuses a record that does not fit into one block
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ def _read_columns(path: Path, targets: Sequence[str]) -> tuple[dict[str, list[st
             _check_header(path, names, targets)
             table = pyarrow.csv.read_csv(
                 path,
+                read_options=pyarrow.csv.ReadOptions(block_size=LARGEST_RECORD),
                 parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
                 convert_options=pyarrow.csv.ConvertOptions(
                     column_types=dict.fromkeys(names, pa.string()),
@@ -183,7 +185,7 @@ def _read_columns(path: Path, targets: Sequence[str]) -> tuple[dict[str, list[st
             )
     except (pa.ArrowException, OSError, DataError) as error:
         if not is_parquet(str(path)):
-            _explain_csv(path, len(names))
+            _explain_csv(path, 0 if isinstance(error, DataError) else len(names))  # 0: the header itself is wrong
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: cannot be read as a table ({error})") from error
@@ -229,7 +231,17 @@ def _check_header(path: Path, names: list[str], targets: Sequence[str]) -> None:
             close = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1)
             original = next((n for n in names if close and n.lower() == close[0]), None)
             hint = f" (did you mean {original!r}? rename it)" if original else ""
+            if len(names) == 1 and (separator := next((mark for mark in ";\t|" if mark in names[0]), None)):
+                hint = f" (the fields seem to be separated by {separator!r}: save the table with commas)"
             raise DataError(f"{path}: column {name!r} is missing; the table has {', '.join(map(repr, names))}{hint}")
+    for name in (
+        "Title",
+        "Description",
+        "Video",
+    ):  # absent ones are left out without a word, so a slip would cost the texts
+        meant = next((n for n in names if n.strip().lower() == name.lower()), None)
+        if name not in names and meant is not None:
+            raise DataError(f"{path}: column {meant!r}: did you mean {name!r}? rename it")
 
 
 def _check_ids(ids: list[str], problems: list[str]) -> None:

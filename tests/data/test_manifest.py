@@ -300,3 +300,35 @@ def test_real_clips_table(shared_dir):
     manifest = read_manifest(path, path.parent / "videos")
     assert len(manifest) == 5
     assert all(r.video.is_file() for r in manifest)
+
+
+@pytest.mark.parametrize("name", ["title", "TITLE", " Title", "description ", "video"])
+def test_an_optional_column_in_another_case_is_refused(tmp_path, name):
+    """Bug: the texts were left out without a word, and every clip got another score."""
+    (tmp_path / "a.mp4").touch()
+    table = tmp_path / "t.csv"
+    table.write_text(f"Id,{name}\na,x\n")
+    with pytest.raises(DataError, match=rf"column '{name}': did you mean '{name.strip().capitalize()}'\? rename it"):
+        read_manifest(table)
+    table.write_text(f"Id,{name.strip().capitalize()},{name}\na,a.mp4,x\n")
+    assert read_manifest(table)[0].id == "a", "beside the right one it is another column"
+
+
+@pytest.mark.parametrize(("mark", "shown"), [(";", "';'"), ("\t", r"'\\t'"), ("|", r"'\|'")])
+def test_another_separator_is_named(tmp_path, mark, shown):
+    table = tmp_path / "t.csv"
+    table.write_text(f"Id{mark}Title{mark}ECR\na{mark}one, two, three{mark}0.5\n")
+    with pytest.raises(DataError, match=f"column 'Id' is missing.*separated by {shown}: save the table with commas"):
+        read_manifest(table, targets=["ECR"])
+
+
+@pytest.mark.parametrize("size", [200_000, 3_000_000])
+def test_long_cells(tmp_path, size):
+    """Bug: "field larger than field limit", or pyarrow's advice on block sizes."""
+    (tmp_path / "a.mp4").touch()
+    table = tmp_path / "t.csv"
+    table.write_text(f"Id,Title\na,{'x' * size}\n")
+    assert len(read_manifest(table)[0].title) == size
+    table.write_text(f"Id,Title\na,{'x' * size}\nb,y,z\n")
+    with pytest.raises(DataError, match=r"row 2 \(line 3\) has 3 cells, the header has 2"):
+        read_manifest(table)
