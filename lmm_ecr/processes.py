@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from .errors import LmmEcrError, Preempted
+from .errors import DataError, LmmEcrError, Preempted
 
 
 def process_label() -> str:
@@ -24,22 +24,50 @@ def run_and_exit(name: str, main: Callable[[], None]) -> NoReturn:
     Errors meant for the user are printed without a stack trace and give their exit status; any other exception ends with
     its stack trace and status 1. A process of a distributed run says which one it is, for the job's log.
     """
+    status = 0
     try:
         main()
     except LmmEcrError as error:
         kind = "stopped" if isinstance(error, Preempted) else "error"
         print(f"{process_label()}{name}: {kind}: {error}", file=sys.stderr, flush=True)
-        end_process(error.exit_status)
+        status = error.exit_status
     except SystemExit as done:  # from the parsers of arguments
         if done.code is not None and not isinstance(done.code, int):
             print(done.code, file=sys.stderr)
-        end_process(done.code if isinstance(done.code, int) else int(done.code is not None))
+        status = done.code if isinstance(done.code, int) else int(done.code is not None)
     except Exception as error:
-        sys.excepthook(*sys.exc_info())  # torch's own, where set, puts the rank before each line
-        if process_label():
-            print(f"{process_label()}{name} died of {type(error).__name__}: {error}", file=sys.stderr)
-        end_process(1)
-    end_process(0)
+        if isinstance(error, OSError) and _is_of_printing(error):
+            status = _tell_unwritable(name, error)
+        else:
+            sys.excepthook(*sys.exc_info())  # torch's own, where set, puts the rank before each line
+            if process_label():
+                print(f"{process_label()}{name} died of {type(error).__name__}: {error}", file=sys.stderr)
+            status = 1
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # Without this the interpreter would try once more while it shuts down, and fail with a trace.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = status or _tell_unwritable(name, error)
+    end_process(status)
+
+
+def _is_of_printing(error: OSError) -> bool:
+    """Whether the error was raised inside the libraries that print, which open no files of their own."""
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] in ("click", "rich", "typer")
+
+
+def _tell_unwritable(name: str, error: OSError) -> int:
+    """Say why what is printed cannot be written (nothing about a reader that went away); the exit status for it."""
+    if isinstance(error, BrokenPipeError):
+        return 1
+    message = f"what is printed cannot be written: {error.strerror}"
+    print(f"{process_label()}{name}: error: {message}", file=sys.stderr, flush=True)
+    return DataError.exit_status
 
 
 def end_process(status: int) -> NoReturn:

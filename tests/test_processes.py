@@ -1,5 +1,6 @@
 """How a program ends, alone and as one process of several."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -98,3 +99,56 @@ def test_a_process_of_a_group_waits_for_its_threads(tmp_path):
         "threading.Thread(target=lambda: (time.sleep(0.5), print('thread'))).start()", tmp_path
     )
     assert (done.returncode, done.stdout) == (0, "thread\nexit handler\n"), done.stderr
+
+
+def run_into(device: str, body: str, *flags: str) -> subprocess.CompletedProcess:
+    program = (
+        f"import typer, rich\nfrom lmm_ecr.processes import run_and_exit\ndef main():\n    {body}\n"
+        "run_and_exit('p', main)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    with open(device, "w") as stdout:
+        return subprocess.run(
+            [sys.executable, *flags, "-c", program],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+            env=environment,
+        )
+
+
+@pytest.mark.parametrize("flags", [(), ("-u",)])
+@pytest.mark.parametrize("body", ["typer.echo('x')", "typer.echo('x' * 1_000_000)", "rich.print('x')"])
+def test_a_full_standard_output_is_an_error_for_the_user(body, flags):
+    done = run_into("/dev/full", body, *flags)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "p: error: what is printed cannot be written: No space left on device\n",
+    )
+
+
+def test_what_cannot_be_flushed_at_the_end_is_an_error_for_the_user():
+    done = run_into("/dev/full", "print('x')")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "p: error: what is printed cannot be written: No space left on device\n",
+    )
+
+
+def test_another_error_of_the_system_keeps_its_trace():
+    done = run_into("/dev/null", "open('/absent')")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "/absent" in done.stderr
+
+
+def test_a_reader_that_went_away_is_met_with_silence():
+    program = "from lmm_ecr.processes import run_and_exit\nrun_and_exit('p', lambda: __import__('typer').echo('x' * 1_000_000))"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
