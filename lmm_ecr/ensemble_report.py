@@ -7,7 +7,7 @@ import numpy as np
 from .ensemble_methods import fill_gaps
 from .ensemble_options import EnsembleOptions
 from .ensemble_result import EnsembleResult
-from .ensemble_summary import collapsed_members, evidence
+from .ensemble_summary import collapsed_members, combined_name, evidence
 from .errors import ConfigError, DataError
 from .evaluate import evaluate_tables
 from .predictions import Predictions, read_labels
@@ -47,7 +47,8 @@ def write_ensemble_report(
     own = members.values[:, result.labelled_rows]
     gaps = int(np.count_nonzero(np.isnan(own)))
     values = [*np.clip(fill_gaps(own, result.combination), 0.0, 1.0), result.evaluated]
-    names = [*members.names, "ensemble (cross-validated)" if summary["fit"] else "ensemble"]
+    base = "ensemble (cross-validated)" if summary["fit"] else "ensemble"
+    names = [*members.names, combined_name(base, members.names)]
     paths = [*members.paths, names[-1]]
     tables = [Predictions(path, ids, column, summary["target"]) for path, column in zip(paths, values, strict=True)]
     evaluation = evaluate_tables(
@@ -66,4 +67,4 @@ def write_ensemble_report(
         )
     recipe = Recipe(entries, lines)
     title = f"Ensemble of {len(members)} file{'s' * (len(members) != 1)}, method {summary['method']}"
-    write_report(evaluation, output, video_dir=video_dir, title=title, focus=names[-1], recipe=recipe)
+    write_report(evaluation, output, video_dir=video_dir, title=title, focus=len(members), recipe=recipe)

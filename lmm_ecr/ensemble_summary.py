@@ -1,38 +1,83 @@
 """The summary of an ensemble as text: readable at 80 columns in a terminal, plain when written to a file or a pipe."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import IO
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from .bootstrap import resampling_notes
 
 METRICS = {"srocc": "SROCC", "plcc": "PLCC", "krcc": "KRCC", "rmse": "RMSE", "final_score": "final"}
 SHOWN_MEMBERS = 8  # a wider correlation table does not fit into 80 columns
+NAME_WIDTH = 12  # of the members' names where they have to be folded
 COLLAPSED = 0.1  # a member with a smaller share of the typical spread is pointed out
 
 
 def print_summary(summary: dict, output: str, stream: IO[str]) -> None:
-    """Write the summary (as `--json` has it) to `stream`; `output` is the file that was written, or `-`."""
-    console = Console(file=stream, highlight=False, soft_wrap=False)
+    """Write the summary (as `--json` has it) to `stream`; `output` is the file that was written, or `-`.
+
+    Numbers are never cut off: outside a terminal tables are as wide as they are, in a narrow one intervals take two lines.
+    Names are shown as they are, without markup or emoji codes.
+    """
+    console = _console(stream)
     if not console.is_terminal:
-        console = Console(file=stream, highlight=False, width=max(80, console.width), no_color=True)
+        console = _console(stream, width=max(80, console.width))
     members = summary["members"]
-    console.print(_headline(summary), markup=False)
+    console.print(_headline(summary))
     for line in [*_missing_lines(summary), *collapsed_members(summary)]:
-        console.print(line, markup=False)
+        console.print(line)
     if summary["ensemble"] is not None:
-        console.print(_score_table(summary, console.is_terminal))
-        console.print("\n".join(evidence(summary)), markup=False)
+        _print_table(console, partial(_score_table, summary, console.is_terminal))
+        console.print("\n".join(evidence(summary)))
     elif any(member["weight"] is not None for member in members):
         weights = ", ".join(f"{member['name']} {member['weight']:.3f}" for member in members)
-        console.print(f"weights: {weights}", markup=False)
+        console.print(f"weights: {weights}")
     if len(members) > 1:
         _print_correlations(summary, console)
     if output != "-":
-        console.print(f"written to {output}", markup=False, soft_wrap=True)
+        console.print(f"written to {output}", soft_wrap=True)
+
+
+def combined_name(base: str, members: Sequence[str]) -> str:
+    """What the ensemble is called beside its members: a name that none of them has.
+
+    >>> combined_name("ensemble", ["qwen", "ensemble"])
+    'combined ensemble'
+    """
+    while base in members:
+        base = f"combined {base}"
+    return base
+
+
+def _console(stream: IO[str], width: int | None = None) -> Console:
+    settings = {} if stream.isatty() else {"no_color": True}
+    return Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False, width=width, **settings)
+
+
+def _print_table(console: Console, build: Callable[[bool, int | None], Table]) -> None:
+    """Print the table that `build(split, name_width)` makes, in a width in which no number is cut off.
+
+    split: intervals on two lines; name_width: at most so many columns for names, which are folded then.
+    """
+    if not console.is_terminal:
+        table = build(False, None)
+        _console(console.file, max(console.width, _width(console, table))).print(table)
+        return
+    split = _width(console, build(False, NAME_WIDTH)) > console.width
+    least = _width(console, build(split, NAME_WIDTH))
+    if least <= console.width:
+        console.print(build(split, None))
+    else:  # the terminal breaks the lines, which can be read; rich would leave digits out
+        _console(console.file, least).print(build(split, NAME_WIDTH))
+
+
+def _width(console: Console, table: Table) -> int:
+    return Measurement.get(console, console.options.update(width=10_000), table).maximum
 
 
 def _headline(summary: dict) -> str:
@@ -80,20 +125,18 @@ def _missing_lines(summary: dict) -> list[str]:
     return lines
 
 
-def _score_table(summary: dict, terminal: bool) -> Table:
+def _score_table(summary: dict, terminal: bool, split: bool, name_width: int | None) -> Table:
     weighted = any(member["weight"] is not None for member in summary["members"])
     table = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("member", overflow="fold", min_width=len("ensemble, CV"))
-    if weighted:
-        table.add_column("weight", justify="right")
-    table.add_column("gain", justify="right")
-    for title in METRICS.values():
+    table.add_column("member", overflow="fold", min_width=NAME_WIDTH, max_width=name_width)
+    for title in (*(["weight"] if weighted else []), "gain", *METRICS.values()):
         table.add_column(title, justify="right", no_wrap=True)
     for member in summary["members"]:
         cells = [_number(member["weight"])] if weighted else []
-        table.add_row(_plain(member["name"]), *cells, _signed(member["gain"]), *_scores(member))
-    name = "ensemble, CV" if summary["fit"] else "ensemble"
-    table.add_row(name, *([""] if weighted else []), "", *_scores(summary["ensemble"]), style="bold")
+        table.add_row(member["name"], *cells, _signed(member["gain"]), *_scores(member, split))
+    base = "ensemble, CV" if summary["fit"] else "ensemble"
+    name = combined_name(base, [member["name"] for member in summary["members"]])
+    table.add_row(name, *([""] if weighted else []), "", *_scores(summary["ensemble"], split), style="bold")
     return table
 
 
@@ -138,24 +181,29 @@ def _print_correlations(summary: dict, console: Console) -> None:
     ranks = correlations["srocc"] is not None
     note = "SROCC above the diagonal, PLCC below" if ranks else "PLCC"
     used = "" if correlations["rows"] == summary["n"] else f", {correlations['rows']:,} evenly spaced rows"
-    console.print(f"\ncorrelation between members ({note}{used})", markup=False)
+    console.print(f"\ncorrelation between members ({note}{used})")
     if len(members) > SHOWN_MEMBERS:
-        console.print(_extremes(correlations["plcc"], members), markup=False)
+        console.print(_extremes(correlations["plcc"], members))
         return
+    _print_table(console, partial(_correlation_table, correlations, [member["name"] for member in members]))
+
+
+def _correlation_table(correlations: dict, names: Sequence[str], split: bool, name_width: int | None) -> Table:
+    ranks = correlations["srocc"] is not None
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=True)
-    table.add_column("")
-    table.add_column("", overflow="fold")
-    for number in range(1, len(members) + 1):
+    table.add_column("", no_wrap=True)
+    table.add_column("", overflow="fold", max_width=name_width)
+    for number in range(1, len(names) + 1):
         table.add_column(str(number), justify="right", no_wrap=True)
-    for i, member in enumerate(members):
+    for i, name in enumerate(names):
         cells = []
-        for j in range(len(members)):
+        for j in range(len(names)):
             if i == j or (not ranks and j > i):
                 cells.append("")
             else:
                 cells.append(_number(correlations["srocc" if j > i else "plcc"][i][j]))
-        table.add_row(str(i + 1), _plain(member["name"]), *cells)
-    console.print(table)
+        table.add_row(str(i + 1), name, *cells)
+    return table
 
 
 def _extremes(matrix: list[list[float | None]], members: list[dict]) -> str:
@@ -175,11 +223,12 @@ def _extremes(matrix: list[list[float | None]], members: list[dict]) -> str:
     )
 
 
-def _scores(scores: dict) -> list[str]:
+def _scores(scores: dict, split: bool) -> list[str]:
     cells = []
     for name in METRICS:
         low, high = scores["ci95"][name]
-        interval = "" if low is None or high is None else f"\n{_short(low)}{'..' if low < 0 else '-'}{_short(high)}"
+        between = "\n.." if split else ".." if low is None or high is None or low < 0 else "-"
+        interval = "" if low is None or high is None else f"\n{_short(low)}{between}{_short(high)}"
         cells.append(_number(scores[name]) + interval)
     return cells
 
@@ -195,8 +244,3 @@ def _short(value: float) -> str:
 
 def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.4f}"
-
-
-def _plain(text: str) -> str:
-    """File names are not rich markup."""
-    return text.replace("[", r"\[")

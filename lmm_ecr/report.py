@@ -59,12 +59,12 @@ def write_report(
     video_dir: str | os.PathLike | None = None,
     worst: int = 12,
     title: str = "Engagement predictions",
-    focus: str | None = None,
+    focus: int | None = None,
     recipe: Recipe | None = None,
 ) -> None:
     """Write the HTML file, whole or not at all.
 
-    The sections about one file (segments, worst errors) show the one named `focus`, by default the best. Segments are
+    The sections about one file (segments, worst errors) show the one at position `focus`, by default the best. Segments are
     those the evaluation was made with and `useful_segments`. `worst` errors are listed, with pictures if `video_dir` is
     given.
     """
@@ -80,7 +80,7 @@ def render_report(
     video_dir: str | os.PathLike | None = None,
     worst: int = 12,
     title: str = "Engagement predictions",
-    focus: str | None = None,
+    focus: int | None = None,
     recipe: Recipe | None = None,
 ) -> str:
     """The text of the report (see `write_report`)."""
@@ -94,7 +94,7 @@ def render_report(
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "signed": _signed}
-    chosen = next((file for file in evaluation.files if file.name == focus), evaluation.best or evaluation.files[0])
+    chosen = (evaluation.best or evaluation.files[0]) if focus is None else evaluation.files[focus]
     add_segments(evaluation, useful_segments(evaluation.label_table), [chosen])
     return environment.get_template("report.html").render(
         title=title,

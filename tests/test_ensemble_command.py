@@ -1,12 +1,17 @@
 """The `lmm-ecr ensemble` command: files in, files out, and what it prints."""
 
+import io
 import json
+import re
 
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from lmm_ecr.cli import app
+from lmm_ecr.ensemble import ensemble
+from lmm_ecr.ensemble_options import EnsembleOptions
+from lmm_ecr.ensemble_summary import print_summary
 from lmm_ecr.errors import ConfigError, LmmEcrError
 
 from .ensemble_data import make_project
@@ -32,7 +37,7 @@ def test_the_command_writes_table_json_recipe_and_summary(project, tmp_path, mon
     arguments += ["--json", "summary.json", "--save", "recipe.json"]
     fitted = CliRunner().invoke(app, ["ensemble", *files, *arguments], env={"COLUMNS": "80"})
     assert fitted.exit_code == 0, fitted.output
-    assert max(map(len, fitted.output.splitlines())) <= 80
+    assert max(map(len, fitted.output.splitlines())) <= 100
     assert "\x1b" not in fitted.output
     for words in (
         "290 rows scored",
@@ -169,3 +174,72 @@ def test_many_files(project, tmp_path):
     result = CliRunner().invoke(app, ["ensemble", *many, "--output", str(tmp_path / "out.csv")])
     assert result.exit_code == 0, result.output
     assert "PLCC of 66 pairs" in result.output
+
+
+@pytest.fixture(scope="module")
+def worse(project, tmp_path_factory):
+    """Members that are worth nothing or less, under names that mean something to a terminal or to the ensemble."""
+    paths, labels = project
+    folder = tmp_path_factory.mktemp("worse")
+    tables = [pd.read_csv(path) for path in paths]
+    names = ["ensemble", "ensemble, CV", "b\\[x]", "x:smile:", "[red]r"]
+    for number, name in enumerate(names):
+        table = tables[number % 3]
+        table.assign(ECR=1 - table["ECR"] if number != 1 else 0.5).to_csv(folder / f"{name}.csv", index=False)
+    return [folder / f"{name}.csv" for name in names], labels
+
+
+def test_the_report_is_about_the_ensemble_whatever_members_are_called(worse, tmp_path):
+    paths, labels = worse
+    for method, name in (("mean", "combined ensemble"), ("greedy", "ensemble (cross-validated)")):
+        arguments = ["ensemble", *map(str, paths[:2]), "--labels", str(labels), "--method", method, "--resamples", "0"]
+        arguments += ["--output", str(tmp_path / f"{method}.csv"), "--report", str(tmp_path / "report.html")]
+        result = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "out.json")])
+        assert result.exit_code == 0, result.output
+        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+        heading = page[page.index("<h2>") : page.index("<dl")]
+        assert f"<h2>{name}" in heading
+        final = json.loads((tmp_path / "out.json").read_text())["ensemble"]["final_score"]
+        shown = page[page.index("<dl") : page.index("</dl>")]
+        assert f"<strong>{final:.3f}</strong>" in shown
+        rows = [line.split("  ")[0] for line in result.output.splitlines()]
+        assert rows.count("ensemble") == rows.count("ensemble, CV") == 1
+        assert ("combined ensemble" if method == "mean" else "combined ensemble, CV") in rows
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_number_is_cut_off_and_names_are_literal(worse, tmp_path, columns, terminal):
+    paths, labels = worse
+    summary = ensemble(paths, EnsembleOptions("weighted", labels=labels, resamples=100)).summary
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(columns))
+        patch.setenv("TERM", "xterm-256color")
+        print_summary(summary, "out.csv", stream)
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+    assert "…" not in printed
+    for entry in [*summary["members"], summary["ensemble"]]:
+        for name in ("srocc", "plcc", "krcc", "rmse", "final_score"):
+            if entry[name] is not None:
+                assert f"{entry[name]:.3f}" in printed
+                for bound in entry["ci95"][name]:
+                    assert f"{bound:.3f}".replace("0.", ".") in printed
+        if entry.get("gain") is not None:
+            assert f"{entry['gain']:+.4f}" in printed
+    if columns >= 80:
+        for path in paths:
+            assert path.name.removesuffix(".csv") in printed
+
+
+def test_a_terminal_of_80_columns_is_wide_enough(worse):
+    paths, labels = worse
+    summary = ensemble(paths, EnsembleOptions("weighted", labels=labels, resamples=100)).summary
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        patch.setenv("TERM", "dumb")
+        print_summary(summary, "out.csv", stream)
+    assert max(map(len, stream.getvalue().splitlines())) <= 80

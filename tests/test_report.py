@@ -153,7 +153,7 @@ def test_command(folder):
 
 def test_the_file_in_focus_comes_first_and_says_how_it_was_made(folder):
     recipe = Recipe([("<i>a</i>", 0.25, 0.01), ("b", 0.75, None)], ["made by <hand>"])
-    page = Page(render_report(evaluation(folder), focus="poor", recipe=recipe))
+    page = Page(render_report(evaluation(folder), focus=1, recipe=recipe))
     text = page.all_text()
     for words in ("<i>a</i>", "0.250", "+0.0100", "made by <hand>", "2 prediction files and the ensemble"):
         assert words in text
