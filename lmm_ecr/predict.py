@@ -14,7 +14,8 @@ import torch
 
 from .data.ablation import check_ablations
 from .data.cache import PreparedReader, is_prepared, read_prepared_manifest
-from .data.dataset import ClipDataset, FileReader
+from .data.dataset import ClipDataset, FileReader, check_on_error
+from .data.decode import check_decoder
 from .data.lengths import shared_lengths
 from .data.manifest import Rejection, read_manifest, write_rejections
 from .data.processor import ClipProcessor, resolve_directory
@@ -129,8 +130,8 @@ def predict_table(
 
     _check_output(output, [data, *([calibration_file] if calibration_file else [])], force)
     num_workers = default_num_workers() if num_workers is None else num_workers
-    if on_error not in ("fail", "skip"):
-        raise ConfigError(f"--on-error must be fail or skip, got {on_error!r}")
+    check_on_error(on_error)
+    check_decoder(decoder)
     if batch_size < 1 or num_workers < 0:
         raise ConfigError(
             f"--batch-size must be at least 1 and --num-workers at least 0, got {batch_size}, {num_workers}"

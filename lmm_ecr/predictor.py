@@ -1,6 +1,7 @@
 """`Predictor`: a trained model with its own preprocessing, scoring batches of clips."""
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from .data.dataset import ClipDataset, Collator, FileReader, estimate_lengths, split_batch
+from .data.dataset import ClipDataset, Collator, FileReader, check_on_error, estimate_lengths, split_batch
+from .data.decode import check_decoder
 from .data.manifest import Manifest, ManifestRow
 from .data.processor import ClipProcessor, resolve_directory
 from .data.workers import one_thread_worker
@@ -66,12 +68,11 @@ class Predictor:
         """Scores float64 [clips, targets] in [0, 1], in the order of `clips`.
 
         clips: dicts with "video" (path) and optional "title" and "description". on_error: "fail" raises ClipError for a
-        clip that cannot be read, "skip" leaves NaN in its row.
+        clip that cannot be read, "skip" leaves NaN in its row. Raises DataError for a dict that is no such clip.
         """
-        rows = [
-            ManifestRow(i + 1, str(clip["video"]), Path(clip["video"]), clip.get("title"), clip.get("description"))
-            for i, clip in enumerate(clips)
-        ]
+        check_on_error(on_error)
+        check_decoder(decoder)
+        rows = [clip_row(number, clip) for number, clip in enumerate(clips, start=1)]
         dataset = ClipDataset(Manifest("clips", rows), self.processor, FileReader(self.processor, decoder))
         scores = np.full((len(rows), len(self.targets)), np.nan)
         batches = length_ordered_batches(dataset, range(len(rows)), batch_size) if rows else []
@@ -138,6 +139,22 @@ def length_ordered_batches(
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], rows[i]))
     ordered = [rows[i] for i in order]
     return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+
+
+def clip_row(number: int, clip: dict[str, Any]) -> ManifestRow:
+    """A clip given in Python as a row. Raises DataError for keys that are not known (a title under another name would be
+    left out without a word), no video, and texts that are no strings."""
+    if not isinstance(clip, Mapping):
+        raise DataError(f"clip {number} must be a dict with 'video', 'title' and 'description', got {clip!r}")
+    unknown = sorted(str(key) for key in clip.keys() - {"video", "title", "description"})
+    if unknown:
+        raise DataError(f"clip {number} has the key {unknown[0]!r}; known are 'video', 'title' and 'description'")
+    if not isinstance(clip.get("video"), (str, os.PathLike)) or not os.fspath(clip["video"]):
+        raise DataError(f"clip {number}: 'video' must be the path of a file, got {clip.get('video')!r}")
+    for name in ("title", "description"):
+        if not isinstance(clip.get(name), (str, type(None))):
+            raise DataError(f"clip {number}: {name!r} must be a string or None, got {clip[name]!r}")
+    return ManifestRow(number, str(clip["video"]), Path(clip["video"]), clip.get("title"), clip.get("description"))
 
 
 def check_dtype(dtype: str) -> None:

@@ -22,7 +22,8 @@ from .data.cache import (
     shard_path,
     write_shard,
 )
-from .data.dataset import FileReader
+from .data.dataset import FileReader, check_on_error
+from .data.decode import check_decoder
 from .data.manifest import Manifest, ManifestRow, Rejection, read_manifest, write_rejections
 from .data.processor import ClipProcessor
 from .data.workers import default_num_workers, one_thread_worker
@@ -78,6 +79,7 @@ def prepare(
         raise ConfigError(
             f"clips_per_shard ({clips_per_shard}) must be at least 1, num_workers ({num_workers}) at least 0"
         )
+    check_decoder(decoder)
     output = Path(output)
     plan = {
         "format": FORMAT_VERSION,
@@ -216,11 +218,15 @@ def prepare_table(
     image_format: str = "jpeg",
     num_workers: int | None = None,
     decoder: str = "pyav",
+    on_error: str = "fail",
 ) -> PrepareResult:
     """Prepare a table for a trained `model`, or for the model a recipe `config` names (its preprocessing settings apply).
 
-    Raises ConfigError unless exactly one of the two is given.
+    on_error: "fail" or "skip", for who looks at the rejections; only checked here, before the work. Raises ConfigError
+    unless exactly one of `model` and `config` is given.
     """
+    check_on_error(on_error)
+    check_decoder(decoder)
     if (model is None) == (config is None):
         raise ConfigError(
             "prepare needs to know for which model: give --model DIR or --config recipes/configs/NAME.yaml"

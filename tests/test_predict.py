@@ -209,6 +209,7 @@ def test_calibration_and_interval(run_dir, tiny_clips, tmp_path, expected):
         (["--interval", "0.9"], "needs --calibrate"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--on-error", "ignore"], "fail or skip"),
+        (["--decoder", "opencv"], "pyav, decord; got 'opencv'"),
         (["--dtype", "float16"], "auto, float32 or bfloat16"),
     ],
 )

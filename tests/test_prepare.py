@@ -19,7 +19,7 @@ from lmm_ecr.data.sampling import FrameSampling
 from lmm_ecr.errors import ConfigError, DataError
 from lmm_ecr.files import read_json
 from lmm_ecr.models.qwen2_5_vl import Qwen25VLProcessor
-from lmm_ecr.prepare import PLAN_FILE, prepare
+from lmm_ecr.prepare import PLAN_FILE, prepare, prepare_table
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -202,3 +202,10 @@ def test_a_table_without_one_readable_clip_says_so(mixed, tiny_processor, tmp_pa
     assert [r.id for r in rejections] == ["d", "b", "c"]
     with pytest.raises(DataError, match=r"holds no clips: none could be read, see .*rejected.csv"):
         read_prepared_manifest(tmp_path / "out", ["ECR"])
+
+
+@pytest.mark.parametrize("options", [{"decoder": "opencv"}, {"on_error": "zzz"}])
+def test_unknown_choices_are_refused_before_anything_is_loaded(tmp_path, options):
+    with pytest.raises(ConfigError, match=r"must be .*, got '(opencv|zzz)'|got 'opencv'"):
+        prepare_table("nothing.csv", tmp_path / "out", model="nothing", **options)
+    assert not (tmp_path / "out").exists()

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from ..errors import ClipError
+from ..errors import ClipError, ConfigError
 from .ablation import ablate, check_ablations
 from .decode import Clip, ClipInfo, probe_clip, read_clip
 from .manifest import Manifest, ManifestRow, Rejection
 from .processor import ClipProcessor
+
+ON_ERROR = ("fail", "skip")
 
 ClipReader = Callable[[ManifestRow], Clip]
 
@@ -101,6 +103,12 @@ def split_batch(batch: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[st
     """A batch of `Collator` as (what `LmmRegressor.forward` takes, the bookkeeping)."""
     inputs = {name: value for name, value in batch.items() if name not in BOOKKEEPING}
     return inputs, {name: batch[name] for name in BOOKKEEPING}
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise ConfigError for an unknown way to treat clips that cannot be read."""
+    if on_error not in ON_ERROR:
+        raise ConfigError(f"--on-error must be {' or '.join(ON_ERROR)}, got {on_error!r}")
 
 
 def estimate_lengths(manifest: Manifest, processor: ClipProcessor, num_threads: int = 8) -> list[int]:

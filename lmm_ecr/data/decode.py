@@ -144,6 +144,13 @@ def read_clip(
     return Clip(frames, timestamps, samples, duration, text)
 
 
+def check_decoder(name: str) -> None:
+    """Raise ConfigError for a backend that is not known or not installed."""
+    check_choice("decoder", name, BACKENDS)
+    if name == "decord":
+        decord_reader()
+
+
 def _read_frames(
     path: str, index: FrameIndex, sampling: FrameSampling, max_pixels: int | None, budget: Budget, damage: Damage
 ) -> tuple[np.ndarray, np.ndarray, float]:
