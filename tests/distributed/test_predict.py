@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,3 +104,40 @@ def test_a_killed_process_and_a_stopped_run_lose_and_double_nothing(model, table
     sample = range(0, NUM_ROWS, 17)
     expected = predictor.predict([{"video": rows[i]["Video"], "title": rows[i]["Title"]} for i in sample])
     np.testing.assert_allclose(result.values[list(sample)], expected[:, 0], rtol=0, atol=1e-5)
+
+
+def test_unreadable_clips_are_collected_from_all_processes_and_finished_work_is_seen_by_all(
+    model, table, tiny_clips, tmp_path
+):
+    rows = list(csv.DictReader(table.read_text().splitlines()))[:12]
+    names = [Path(row["Video"]).name for row in rows]
+    videos = tmp_path / "videos"
+    shutil.copytree(tiny_clips / "videos", videos)
+    small, output = videos / "small.csv", tmp_path / "out.csv"
+    with open(small, "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["Id", "Title", "Video"])
+        writer.writerows([row["Id"], row["Title"], name] for row, name in zip(rows, names, strict=True))
+    sound = {name: (videos / name).read_bytes() for name in names[2:7]}
+    for name in sound:
+        (videos / name).write_bytes(b"")
+    (videos / names[6]).unlink()
+    words = arguments(model, small, output)
+
+    done = run(torchrun("-m", "lmm_ecr.predict", *words), check=False)
+    assert done.returncode == 1
+    assert "7 of 12 rows scored (" in done.stdout, done.stderr
+    with open(f"{output}.rejected.csv", newline="") as stream:
+        found = [(r["Id"], r["reason"]) for r in csv.DictReader(stream)]
+    assert found == [(f"r{i:03d}", "missing" if i == 6 else "empty") for i in range(2, 7)]
+    assert not output.exists()
+
+    for name, data in sound.items():
+        (videos / name).write_bytes(data)
+    done = run(torchrun("-m", "lmm_ecr.predict", *words, processes=3))
+    assert "12 of 12 rows scored, 7 of them by an earlier run" in done.stdout
+    assert read_predictions(output).ids.to_pylist() == [row["Id"] for row in rows]
+    written = output.stat().st_mtime_ns
+    done = run(torchrun("-m", "lmm_ecr.predict", *words))
+    assert "already complete: 12 of 12 rows" in done.stdout
+    assert output.stat().st_mtime_ns == written
