@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from .calibration import Reliability, reliability
 from .errors import ConfigError, DataError
+from .files import same_file
 from .logistic import LogisticFit
 from .metrics import PairedDifference, evaluate_predictions, paired_bootstrap, plcc_logistic
 from .predictions import Match, Predictions, match_ids, read_labels, read_predictions
@@ -50,6 +51,7 @@ def evaluate_files(
     labels_path: str | os.PathLike,
     *,
     target: str = "ECR",
+    label_column: str | None = None,
     segments: Sequence[str] = (),
     confidence: float = 0.95,
     resamples: int = 1000,
@@ -62,11 +64,15 @@ def evaluate_files(
     """Read, match by id and evaluate; all files are evaluated on the same rows, those that every file predicts.
 
     Predictions without a label are left out and counted. A label without a prediction is a DataError naming the file
-    and some of the ids, unless `allow_missing`. `segments` are columns of the label table (see `lmm_ecr.segments`).
+    and some of the ids, unless `allow_missing`; so is a prediction file that is the label file itself. `target` is the
+    column of the predictions and, unless `label_column` names another, of the labels. `segments` are columns of the
+    label table (see `lmm_ecr.segments`).
     `progress(done, total)` is called after each piece of work: a file, a comparison, a breakdown of one file.
     """
     _check_settings(confidence, resamples, bins)
-    label_table = read_labels(labels_path, target, allow_out_of_range=allow_out_of_range)
+    if any(same_file(path, labels_path) for path in paths):
+        raise DataError(f"{labels_path}: the labels are also one of the predictions; the score would be of the answers")
+    label_table = read_labels(labels_path, label_column or target, allow_out_of_range=allow_out_of_range)
     tables: list[Predictions] = []
     for path in paths:
         like = tables[0] if tables else label_table
@@ -111,7 +117,7 @@ def evaluate_tables(
         raise DataError(f"no id of {label_table.path} is predicted by all of the {len(tables)} prediction files")
     labels = label_table.values[rows]
     options = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    count = len(tables)
+    count, scale = len(tables), logistic_scale(labels)
     step = _Steps(progress, count * (1 + len(set(segments))) + (count - 1 if resamples else 0))
     files = []
     for name, table, match in zip(names, tables, matches, strict=True):
@@ -123,7 +129,7 @@ def evaluate_tables(
                 match,
                 values,
                 evaluate_predictions(values, labels, **options),
-                {count: plcc_logistic(values, labels, count) for count in (4, 5)},
+                {count: plcc_logistic(values, labels, count, scale=scale) for count in (4, 5)},
                 reliability(values, labels, bins),
             )
         )
@@ -141,6 +147,12 @@ def evaluate_tables(
     add_segments(evaluation, segments, step=step)
     step.finish()
     return evaluation
+
+
+def logistic_scale(labels: np.ndarray) -> float:
+    """What labels, float64 [n], are multiplied by to be percent, as the logistic mapping wants them: 100, or 1 for
+    those that are so already (some label is above 1)."""
+    return 100.0 if labels.max() <= 1 else 1.0
 
 
 class _Steps:

@@ -8,10 +8,11 @@ import numpy as np
 
 from .calibration import Calibration, check_method
 from .errors import ConfigError
-from .evaluate import Evaluation, FileEvaluation
-from .files import write_json
-from .outputs import check_output
-from .plots import Panel, plot_kind, save_figure, scatter_figure
+from .evaluate import Evaluation, FileEvaluation, logistic_scale
+from .files import json_text, write_json
+from .outputs import check_side_output
+from .plots import KINDS, Panel, plot_kind, save_figure, scatter_figure
+from .table_files import standard_output
 
 
 def to_json(evaluation: Evaluation) -> dict:
@@ -31,19 +32,26 @@ def check_outputs(
     plot: str | os.PathLike | None,
     calibration_method: str | None,
     calibration_file: str | os.PathLike | None,
+    force: bool = False,
 ) -> None:
-    """Complain before the work, not after: options that contradict each other, an output that is also an input."""
+    """Complain before the work, not after: options that contradict each other, an output that is also an input or, unless
+    `force`, another kind of file than it is named for (see `check_side_output`). `-` is fine for `json` only."""
     if (calibration_method is None) != (calibration_file is None):
         raise ConfigError("--fit-calibration METHOD and --calibration-file FILE belong together; give both or none")
     if calibration_method is not None:
         check_method(calibration_method)
         if len(inputs) != 2:
             raise ConfigError(f"a calibration belongs to one prediction file; {len(inputs) - 1} were given")
-    if plot is not None:
+    if plot is not None and os.fspath(plot) != "-":
         plot_kind(plot)
-    outputs = [path for path in (json, plot, calibration_file) if path is not None]
-    for place, output in enumerate(outputs):
-        check_output(output, inputs=[*inputs, *outputs[:place]], force=True)
+    written: list[str | os.PathLike] = []
+    for flag, path, kinds in (
+        ("--json", json, (".json",)),
+        ("--plot", plot, tuple(f".{kind}" for kind in KINDS)),
+        ("--calibration-file", calibration_file, (".json",)),
+    ):
+        check_side_output(path, flag, kinds, inputs=[*inputs, *written], force=force, stdout=flag == "--json")
+        written += [] if path is None else [path]
 
 
 def write_outputs(
@@ -53,9 +61,12 @@ def write_outputs(
     calibration_method: str | None,
     calibration_file: str | os.PathLike | None,
 ) -> list[str]:
-    """Write the files that are asked for (None: not this one); one line about each."""
+    """Write the files that are asked for (None: not this one; `-` for `json`: standard output); one line about each."""
     lines = []
-    if json is not None:
+    if json is not None and os.fspath(json) == "-":
+        with standard_output() as stream:
+            stream.write(json_text(to_json(evaluation)).encode("utf-8"))
+    elif json is not None:
         write_json(json, to_json(evaluation))
         lines.append(f"metrics: {json}")
     if plot is not None:
@@ -67,7 +78,7 @@ def write_outputs(
             evaluation.files[0].values,
             evaluation.labels,
             calibration_method,
-            target=evaluation.label_table.target,
+            target=evaluation.files[0].table.target,
             seed=evaluation.seed,
         )
         calibration.save(calibration_file)
@@ -89,6 +100,7 @@ def _file_json(evaluation: Evaluation, file: FileEvaluation) -> dict:
         "unlabelled_ids": file.match.unlabelled,
         "unpredicted_ids": file.match.unpredicted,
         "logistic": {str(count): asdict(fit) for count, fit in file.logistic.items()},
+        "logistic_scale": logistic_scale(evaluation.labels),
         "reliability": {
             "error": curve.error,
             "bias": curve.bias,

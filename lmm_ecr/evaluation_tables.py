@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 NAMES = {"srocc": "SROCC", "plcc": "PLCC", "krcc": "KRCC", "rmse": "RMSE", "final_score": "final"}
 
 
-def print_evaluation(evaluation: Evaluation, console: "Console | None" = None) -> None:
-    """Print metrics, the comparison of several files, segments and notes."""
+def print_evaluation(evaluation: Evaluation, console: "Console | None" = None, *, to_stderr: bool = False) -> None:
+    """Print metrics, the comparison of several files, segments and notes, by default on standard output."""
     from rich.console import Console
 
-    console = console or Console(file=sys.stdout, highlight=False)
+    console = console or Console(file=sys.stderr if to_stderr else sys.stdout, highlight=False)
     percent = f"{100 * evaluation.confidence:g} %"
     console.print(
         f"{len(evaluation.labels):,} rows, labels from {evaluation.label_table.path}", markup=False, soft_wrap=True

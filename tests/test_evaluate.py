@@ -253,3 +253,72 @@ def test_progress_counts_every_piece_of_work(folder):
     assert calls[0] == (0, 5)  # two files, one comparison, two breakdowns
     assert calls[-1] == (5, 5)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "link.csv", "hard.csv"])
+def test_the_labels_are_not_a_prediction(folder, name):
+    (folder / "link.csv").symlink_to(folder / "labels.csv")
+    (folder / "hard.csv").hardlink_to(folder / "labels.csv")
+    with pytest.raises(DataError, match="the labels are also one of the predictions"):
+        run(folder / name, "--labels", folder / "labels.csv")
+
+
+def test_labels_may_have_another_column(folder):
+    (folder / "other.csv").write_text((folder / "labels.csv").read_text().replace("Id,Title,ECR", "Id,Title,measured"))
+    arguments = ["--label-column", "measured", "--resamples", 0, "--json"]
+    run(folder / "good.csv", "--labels", folder / "labels.csv", "--resamples", 0, "--json", folder / "a.json")
+    options = ["--fit-calibration", "identity", "--calibration-file", folder / "c.json"]
+    run(folder / "good.csv", "--labels", folder / "other.csv", *arguments, folder / "b.json", *options)
+    one, other = (json.loads((folder / name).read_text()) for name in ("a.json", "b.json"))
+    assert one == other | {"labels": one["labels"]}
+    assert Calibration.load(folder / "c.json").target == "ECR", "of the predictions it is applied to"
+
+
+def test_json_to_standard_output_is_nothing_but_json(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    arguments = ["evaluate", "good.csv", "--labels", "labels.csv", "--resamples", "0", "--json", "-"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert json.loads(result.stdout)["n"] == 120
+    assert "SROCC" in result.stderr
+    assert not (folder / "-").exists()
+
+
+@pytest.mark.parametrize("option", ["--plot", "--calibration-file"])
+def test_other_outputs_do_not_go_to_standard_output(folder, option):
+    extra = ["--fit-calibration", "identity"] if option == "--calibration-file" else []
+    with pytest.raises(ConfigError, match=f"{option} - : a file is written"):
+        run(folder / "good.csv", "--labels", folder / "labels.csv", option, "-", *extra)
+
+
+def test_a_file_of_another_kind_is_kept(folder):
+    before = (folder / "poor.csv").read_bytes()
+    arguments = [
+        folder / "good.csv",
+        "--labels",
+        folder / "labels.csv",
+        "--resamples",
+        0,
+        "--json",
+        folder / "poor.csv",
+    ]
+    with pytest.raises(DataError, match=r"--json writes \.json; .*--force"):
+        run(*arguments)
+    assert (folder / "poor.csv").read_bytes() == before
+    run(*arguments, "--force")
+    assert json.loads((folder / "poor.csv").read_text())["n"] == 120
+
+
+def test_percent_is_not_multiplied_by_100_for_the_logistic_mapping(folder):
+    """Bug: labels up to 100 were fitted as up to 10,000, far from where the customary start is meant for."""
+    for name in ("good", "labels"):
+        with open(folder / f"{name}.csv", newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        write_predictions(
+            folder / f"{name}100.csv", [row["Id"] for row in rows], {"ECR": [100 * float(row["ECR"]) for row in rows]}
+        )
+    share = evaluate_files([folder / "good.csv"], folder / "labels.csv", resamples=0).files[0].logistic
+    result = evaluate_files([folder / "good100.csv"], folder / "labels100.csv", resamples=0, allow_out_of_range=True)
+    for count, fit in result.files[0].logistic.items():
+        assert fit.parameters == pytest.approx(share[count].parameters, rel=1e-3)
+        assert fit.rmse == pytest.approx(100 * share[count].rmse, rel=1e-6)
+    assert to_json(result)["logistic_scale"] == 1

@@ -195,3 +195,27 @@ def test_thumbnails_of_real_clips(tmp_path):
     with Image.open(io.BytesIO(base64.b64decode(frames[0].split(",")[1]))) as image:
         assert (image.format, image.height) == ("JPEG", 150)
     assert (tmp_path / "r.html").stat().st_size < 1_000_000
+
+
+def test_a_prediction_file_never_becomes_a_report(folder):
+    before = (folder / "poor.csv").read_bytes()
+    arguments = ["report", str(folder / "a & <b>.csv"), "--labels", str(folder / "labels.csv"), "--resamples", "0"]
+    for output, words in ((str(folder / "poor.csv"), "--output writes .html"), ("-", "--output - : a file is written")):
+        refused = CliRunner().invoke(app, [*arguments, "--output", output])
+        assert isinstance(refused.exception, DataError | ConfigError)
+        assert words in str(refused.exception)
+    assert (folder / "poor.csv").read_bytes() == before
+
+
+def test_labels_of_another_column_make_the_same_report(folder):
+    renamed = (folder / "labels.csv").read_text(encoding="utf-8").replace("Description,ECR", "Description,measured")
+    (folder / "other.csv").write_text(renamed, encoding="utf-8")
+    arguments = ["report", str(folder / "poor.csv"), "--resamples", "0", "--worst", "3", "--labels"]
+    texts = []
+    for more in (["labels.csv"], ["other.csv", "--label-column", "measured"]):
+        output = folder / f"{more[0]}.html"
+        words = [*arguments, str(folder / more[0]), *more[1:], "--output", str(output)]
+        result = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        texts.append(Page(output.read_text(encoding="utf-8")).all_text())
+    assert texts[0] == texts[1].replace("other.csv", "labels.csv").replace("measured", "ECR")

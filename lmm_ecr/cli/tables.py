@@ -105,12 +105,11 @@ def labels(
 ) -> None:
     """Labels from watch logs: AWT, ECR with its 95 % interval, NAWP and the rank-normalised ECR of every video."""
     from ..labels import compute_labels, describe, write_labels
-    from ..outputs import check_output
+    from ..outputs import check_output, check_side_output
     from ..watch_logs import LogFormat
 
     check_output(output, inputs=logs, force=force)
-    if json is not None:
-        check_output(json, inputs=[*logs, output], force=True)
+    check_side_output(json, "--json", (".json",), inputs=[*logs, output], force=force)
     log_format = LogFormat(id_column, watch_column, duration_column, on_error)
     result = compute_labels(
         logs, min_views=min_views, ecr_seconds=ecr_seconds, chunk_rows=chunk_rows, log_format=log_format
@@ -123,8 +122,9 @@ def evaluate(
     predictions: list[Path] = typer.Argument(..., metavar="PRED...", help="Prediction tables: CSV or Parquet."),
     labels: Path = typer.Option(..., help="Table with the measured values; its other columns can be segments."),
     target: str = typer.Option("ECR", help="Column to evaluate, in both tables."),
+    label_column: str = typer.Option(None, help="Column of --labels. Default: as --target."),
     segment: list[str] = typer.Option([], help="Break down by this column, has_title or has_description; repeatable."),
-    json: Path = typer.Option(None, help="Write every number here (the inside of metrics.json's eval)."),
+    json: Path = typer.Option(None, help="Write every number here (as metrics.json's eval); `-` for standard output."),
     plot: Path = typer.Option(None, help="Write a scatter plot here (png, svg or pdf)."),
     fit_calibration: str = typer.Option(None, help="Fit a calibration: isotonic, logistic, identity (intervals only)."),
     calibration_file: Path = typer.Option(None, help="Where the calibration goes, for `predict --calibrate`."),
@@ -134,6 +134,7 @@ def evaluate(
     bins: int = typer.Option(10, help="Bins of the reliability curve."),
     allow_missing: bool = typer.Option(False, "--allow-missing", help="Leave out labels without a prediction."),
     allow_out_of_range: bool = typer.Option(False, "--allow-out-of-range", help="Accept values outside [0, 1]."),
+    force: bool = typer.Option(False, "--force", help="Replace a file of another kind, or write under another suffix."),
 ) -> None:
     """Score prediction files against labels: SROCC, PLCC, KRCC, RMSE and final score with bootstrap intervals."""
     from ..evaluate import evaluate_files
@@ -141,12 +142,14 @@ def evaluate(
     from ..evaluation_tables import print_evaluation
     from ..progress import progress_bar
 
-    check_outputs([*predictions, labels], json, plot, fit_calibration, calibration_file)
+    check_outputs([*predictions, labels], json, plot, fit_calibration, calibration_file, force)
+    to_stderr = str(json) == "-"
     with progress_bar("Evaluating", "steps", delay=3) as progress:
         result = evaluate_files(
             predictions,
             labels,
             target=target,
+            label_column=label_column,
             segments=segment,
             confidence=confidence,
             resamples=resamples,
@@ -156,9 +159,9 @@ def evaluate(
             allow_out_of_range=allow_out_of_range,
             progress=progress,
         )
-    print_evaluation(result)
+    print_evaluation(result, to_stderr=to_stderr)
     for line in write_outputs(result, json, plot, fit_calibration, calibration_file):
-        typer.echo(line)
+        typer.echo(line, err=to_stderr)
 
 
 def report(
@@ -167,6 +170,7 @@ def report(
     output: Path = typer.Option("report.html", help="The HTML file; it holds everything and loads nothing."),
     video_dir: Path = typer.Option(None, help="Directory of the clips, for pictures of the largest errors."),
     target: str = typer.Option("ECR", help="Column to evaluate, in both tables."),
+    label_column: str = typer.Option(None, help="Column of --labels. Default: as --target."),
     segment: list[str] = typer.Option([], help="Break errors down by this column too; repeatable."),
     worst: int = typer.Option(12, help="How many of the largest errors to list."),
     title: str = typer.Option("Engagement predictions", help="Heading of the report."),
@@ -174,20 +178,22 @@ def report(
     seed: int = typer.Option(0, help="Seed of the resamples."),
     allow_missing: bool = typer.Option(False, "--allow-missing", help="Leave out labels without a prediction."),
     allow_out_of_range: bool = typer.Option(False, "--allow-out-of-range", help="Accept values outside [0, 1]."),
+    force: bool = typer.Option(False, "--force", help="Replace a file of another kind, or write under another suffix."),
 ) -> None:
     """One HTML file about prediction files: metrics, plots, segments, largest errors, correlations."""
     from ..evaluate import evaluate_files
-    from ..outputs import check_output
+    from ..outputs import check_side_output
     from ..progress import progress_bar
     from ..report import check_report, write_report
 
-    check_output(output, inputs=[*predictions, labels], force=True)
+    check_side_output(output, "--output", (".html", ".htm"), inputs=[*predictions, labels], force=force)
     check_report(video_dir, worst)
     with progress_bar("Evaluating", "steps", delay=3) as progress:
         result = evaluate_files(
             predictions,
             labels,
             target=target,
+            label_column=label_column,
             segments=segment,
             resamples=resamples,
             seed=seed,
