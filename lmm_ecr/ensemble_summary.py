@@ -127,7 +127,10 @@ def _missing_lines(summary: dict) -> list[str]:
 
 def _score_table(summary: dict, terminal: bool, split: bool, name_width: int | None) -> Table:
     weighted = any(member["weight"] is not None for member in summary["members"])
-    table = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False, padding=(0, 1, 0, 0))
+    if terminal:  # the box puts a space between columns
+        table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+    else:
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("member", overflow="fold", min_width=NAME_WIDTH, max_width=name_width)
     for title in (*(["weight"] if weighted else []), "gain", *METRICS.values()):
         table.add_column(title, justify="right", no_wrap=True)
@@ -227,7 +230,7 @@ def _scores(scores: dict, split: bool) -> list[str]:
     cells = []
     for name in METRICS:
         low, high = scores["ci95"][name]
-        between = "\n.." if split else ".." if low is None or high is None or low < 0 else "-"
+        between = "\n" if split else " " if low is None or low < 0 else "-"
         interval = "" if low is None or high is None else f"\n{_short(low)}{between}{_short(high)}"
         cells.append(_number(scores[name]) + interval)
     return cells
