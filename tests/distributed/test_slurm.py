@@ -6,6 +6,7 @@ skipped.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from lmm_ecr.predictions import read_predictions
+from tests.predicting import write_model
 
 from .launch import REPO, environment
 
@@ -115,6 +117,40 @@ def test_a_preempted_job_on_two_nodes_finishes_with_the_result_of_the_uninterrup
     assert metrics[0] == metrics[1]
     scores = [read_predictions(d / "predictions" / "eval.csv").values for d in (cut, whole)]
     np.testing.assert_array_equal(*scores)
+
+
+def test_a_preempted_prediction_goes_on_and_ends_with_every_row_once(
+    slurm, tiny_clips, tiny_qwen, tiny_processor, tmp_path
+):
+    model = write_model(tmp_path / "model", tiny_qwen, tiny_processor)
+    table, output, log = tmp_path / "table.csv", tmp_path / "out.csv", tmp_path / "predict.log"
+    clips = sorted((tiny_clips / "videos").glob("*.mp4"))
+    names = [f"r{i:03d}" for i in range(300)]
+    table.write_text("Id,Video\n" + "".join(f"{name},{clips[i % len(clips)]}\n" for i, name in enumerate(names)))
+    words = ["--model", str(model), "--data", str(table), "--output", str(output), "--batch-size", "2"]
+    words += ["--device", "cpu", "--num-workers", "0"]
+    command = ["sbatch", "--parsable", "--nodes=2", f"--output={log}", "launch/slurm/predict.sbatch", *words]
+    job = call(slurm, *command).strip()
+    parts = [tmp_path / "out.csv.partial" / f"part-{rank:05d}.jsonl" for rank in range(2)]
+    deadline = time.monotonic() + 120
+    while not all(read(part).count("\n") >= 10 for part in parts):
+        assert time.monotonic() < deadline, read(log)
+        assert not output.exists(), "it ended before it could be preempted"
+        time.sleep(0.02)
+    call(slurm, "scancel", "--batch", "--signal=USR1", job)
+    assert wait_for(slurm, job) == "COMPLETED", read(log)
+    assert f"requeueing job {job}" in read(log)
+    resumed = re.search(
+        r"300 of 300 rows scored, (\d+) of them by an earlier run", read(log).split(f"job {job}, run 2")[1]
+    )
+    assert 20 <= int(resumed[1]) < 300
+    assert read_predictions(output).ids.to_pylist() == names
+
+    written = output.stat().st_mtime_ns
+    again = call(slurm, *command).strip()
+    assert wait_for(slurm, again) == "COMPLETED", read(log)
+    assert "already complete: 300 of 300 rows" in read(log)
+    assert output.stat().st_mtime_ns == written
 
 
 def test_the_winning_systems_chain_ends_in_one_file(slurm, tiny_clips, tmp_path):
