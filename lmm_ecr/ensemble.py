@@ -20,7 +20,7 @@ from .ensemble_recipe import SavedRecipe, load_recipe, reorder, save_recipe
 from .ensemble_result import EnsembleResult, new_summary
 from .ensemble_scoring import score_with_labels
 from .errors import ConfigError, DataError
-from .files import write_json
+from .files import same_file, write_json
 from .predictions import TARGET_COLUMN, write_predictions
 from .tables import from_numpy
 
@@ -44,7 +44,7 @@ def ensemble(
     recipe = None if options.apply is None else load_recipe(options.apply)
     target = options.target or (TARGET_COLUMN if recipe is None else recipe.target)
     combination = None
-    if options.labels is not None and os.path.realpath(options.labels) in map(os.path.realpath, paths):
+    if options.labels is not None and any(same_file(options.labels, path) for path in paths):
         raise DataError(f"{options.labels}: the labels are also one of the members; the score would be of the answers")
     method = recipe.combination.method if recipe else options.method or "mean"
     plain = method == "mean" and options.weights is None

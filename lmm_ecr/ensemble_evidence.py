@@ -12,6 +12,10 @@ from .metrics import METRICS, evaluate_predictions, paired_bootstrap, plcc, sroc
 CORRELATION_ROWS = 100_000
 """Correlations between members and their spreads use at most about this many rows, evenly spaced over the table."""
 
+SIGNIFICANCE = 0.05
+DECIDING_RESAMPLES = 100
+"""With fewer the p-value is too coarse to call anything significant or not."""
+
 
 def score_columns(
     columns: Sequence[np.ndarray], labels: np.ndarray, *, resamples: int = 1000, seed: int = 0
@@ -97,7 +101,8 @@ def gain_over_best(
     member has a value.
 
     The best member is picked with knowledge of the labels, which favours it: the comparison is on the careful side.
-    None where no member has a score or no resamples are wanted.
+    `significant` is p < 0.05, and None with fewer than `DECIDING_RESAMPLES`: the smallest possible p is
+    2 / (1 + resamples). None where no member has a score or no resamples are wanted.
     """
     known = [at for at, score in enumerate(scores) if score["final_score"] is not None]
     if not known or not resamples:
@@ -112,7 +117,7 @@ def gain_over_best(
         "difference": _or_none(difference.difference),
         "ci95": [low, high],
         "p_value": _or_none(difference.p_value),
-        "significant": bool(low is not None and (low > 0 or high < 0)),
+        "significant": bool(difference.p_value < SIGNIFICANCE) if resamples >= DECIDING_RESAMPLES else None,
         "resamples": difference.resamples,
     }
 

@@ -10,8 +10,11 @@ from .calibration import Calibration
 from .ensemble_methods import FITTED, METHODS
 from .ensemble_recipe import load_recipe
 from .errors import ConfigError
-from .outputs import check_output
+from .files import same_file
+from .outputs import check_output, check_side_output
 from .predictions import TARGET_COLUMN
+
+SIDE_OUTPUTS = {"json": (".json",), "save": (".json",), "report": (".html", ".htm")}
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ def check_outputs(
     calibrate: str | os.PathLike | None = None,
     **others,
 ) -> None:
-    """Refuse outputs among the inputs, two outputs in one file, and (without `force`) an existing `output`.
+    """Refuse outputs among the inputs, two outputs in one file, and without `force` an existing prediction file (`output`
+    and `oof`) or one of another kind than what would replace it.
 
     `others`: the further files to be written, by the name of their flag; None for those not asked for.
     """
@@ -139,14 +143,17 @@ def check_outputs(
         )
     inputs = [*paths, *(path for path in (options.labels, options.apply, calibrate) if path is not None)]
     check_output(output, inputs=inputs, force=force)
-    written = {} if os.fspath(output) == "-" else {os.path.realpath(output): "--output"}
+    written = {} if os.fspath(output) == "-" else {output: "--output"}
     for flag, path in others.items():
         if path is None:
             continue
-        if os.fspath(path) == "-":
-            raise ConfigError(f"--{flag} needs the name of a file; only --output can be `-`, standard output")
-        check_output(path, inputs=inputs, force=True)
-        real = os.path.realpath(path)
-        if real in written:
-            raise ConfigError(f"--{flag} and {written[real]} name the same file, {path}")
-        written[real] = f"--{flag}"
+        if flag == "oof" and os.fspath(path) == "-":
+            raise ConfigError("--oof needs the name of a file; only --output can be `-`, standard output")
+        if flag == "oof":
+            check_output(path, inputs=inputs, force=force, flag="--oof")
+        else:
+            check_side_output(path, f"--{flag}", SIDE_OUTPUTS[flag], inputs=inputs, force=force)
+        for other, earlier in written.items():
+            if same_file(path, other):
+                raise ConfigError(f"--{flag} and {earlier} name the same file, {path}")
+        written[path] = f"--{flag}"

@@ -149,7 +149,11 @@ def evidence(summary: dict) -> list[str]:
     best = summary["gain_over_best"]
     if best and best["difference"] is not None and best["ci95"][0] is not None:
         low, high = best["ci95"]
-        verdict = "significant" if best["significant"] else "not significant"
+        verdict = {
+            True: "significant",
+            False: "not significant",
+            None: f"{best['resamples']} resamples are too few to tell",
+        }[best["significant"]]
         lines.append(
             f"ensemble against the best member, {best['best_member']}:\n"
             f"  {best['difference']:+.4f} ({low:+.4f} to {high:+.4f}), p = {best['p_value']:.3g}, {verdict}"

@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 from lmm_ecr.calibration import Calibration
 from lmm_ecr.cli import app
 from lmm_ecr.ensemble import ensemble, write_ensemble
+from lmm_ecr.ensemble_evidence import gain_over_best, score_columns
 from lmm_ecr.ensemble_fit import cross_validate, fit
 from lmm_ecr.ensemble_methods import FITTED, combine
 from lmm_ecr.ensemble_options import EnsembleOptions
+from lmm_ecr.ensemble_summary import evidence
 from lmm_ecr.errors import ConfigError, DataError
 from lmm_ecr.metrics import evaluate_predictions
 
@@ -192,3 +194,31 @@ def test_a_calibration_is_read_before_the_work_and_never_replaced(project, tmp_p
         assert "one of the inputs" in str(refused.exception)
     missing = ["ensemble", *paths, tmp_path / "nowhere.csv", "--output", tmp_path / "out.csv"]
     assert "calibration" in str(run(*missing, "--calibrate", calibration).exception)  # before nowhere.csv is missed
+
+
+def test_significant_is_what_the_p_value_says(project):
+    """With 10 resamples p cannot fall below 0.18, and yet "significant" was printed beside it."""
+    paths, labels = project
+    for resamples in (10, 99, 100, 1000):
+        summary = ensemble(paths, EnsembleOptions("weighted", labels=labels, resamples=resamples)).summary
+        gain = summary["gain_over_best"]
+        verdict = evidence(summary)[0]
+        if resamples < 100:
+            assert gain["significant"] is None
+            assert f"{resamples} resamples are too few to tell" in verdict
+        else:
+            assert gain["significant"] == (gain["p_value"] < 0.05)
+            assert ("not significant" in verdict) != gain["significant"]
+
+
+@pytest.mark.parametrize(("better", "significant"), [(0.3, True), (0.0, False)])
+def test_a_difference_that_is_there_is_significant(better, significant):
+    rng = np.random.default_rng(0)
+    labels = rng.random(400)
+    noise = rng.normal(size=(2, 400))
+    members = np.stack([labels + 0.6 * noise[0], labels + 0.6 * noise[1]])
+    combined = labels + (0.6 - better) * noise[1]
+    scores = score_columns([*members], labels, resamples=0)
+    gain = gain_over_best(combined, members, ["a", "b"], scores, labels, resamples=200)
+    assert gain["significant"] is significant
+    assert (gain["p_value"] < 0.05) is significant
