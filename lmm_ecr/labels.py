@@ -40,8 +40,8 @@ _Z95 = 1.959963984540054  # the 97.5 % point of the standard normal distribution
 class TopWatchLine:
     """The line `alpha * d + beta` (seconds of watch time for a duration of d seconds) that NAWP divides by.
 
-    `kind` is "line", or "proportional" where a line cannot be fitted (beta is 0 then). `videos` is the number of
-    videos it was fitted to and `groups` the number of groups of similar duration they were taken from.
+    `kind` is "line", "proportional" where a line cannot be fitted (beta is 0 then), or "given". `videos` is the number
+    of videos it was fitted to and `groups` the number of groups of similar duration they were taken from; 0 if given.
     """
 
     alpha: float
@@ -66,14 +66,16 @@ def compute_labels(
     ecr_seconds: float = 5.0,
     chunk_rows: int = 262_144,
     log_format: LogFormat | None = None,
+    line: tuple[float, float] | None = None,
 ) -> Labels:
     """Labels of all videos in `logs` (CSV or Parquet) with at least `min_views` views.
 
-    The result does not depend on the order of rows or files, on the chunk size or on the file format.
+    The result does not depend on the order of rows or files, on the chunk size or on the file format. line: alpha and
+    beta of NAWP where they were fitted before, to other logs; without it they are fitted to these.
 
     Raises:
         DataError: see `watch_totals.add_up`; also when no video has enough views.
-        ConfigError: settings out of range.
+        ConfigError: settings out of range; a given line that is not positive at every duration.
     """
     if min_views < 1:
         raise ConfigError(f"--min-views is {min_views}; it must be at least 1")
@@ -90,7 +92,7 @@ def compute_labels(
     awt = totals.watch_microseconds[keep] / views / 1e6
     ecr = totals.views_beyond[keep] / views
     lower, upper = wilson_interval(totals.views_beyond[keep], views)
-    line = fit_top_watch_line(duration, awt)
+    line = fit_top_watch_line(duration, awt) if line is None else _given_line(*line, duration)
     columns = {
         "Id": [totals.ids[at] for at in np.flatnonzero(keep)],
         "views": views,
@@ -148,6 +150,15 @@ def fit_top_watch_line(duration: np.ndarray, awt: np.ndarray, top_share: float =
     return TopWatchLine(float(np.sum(x * y) / np.sum(x * x)), 0.0, "proportional", len(top), 1)
 
 
+def _given_line(alpha: float, beta: float, duration: np.ndarray) -> TopWatchLine:
+    if not np.isfinite([alpha, beta]).all():
+        raise ConfigError(f"--alpha {alpha} and --beta {beta} must be finite numbers")
+    low = duration[np.argmin(alpha * duration + beta)]
+    if not alpha * low + beta > 0:
+        raise ConfigError(f"the line {alpha:g} * d + {beta:g} is not positive for a duration of {low:g} s")
+    return TopWatchLine(alpha, beta, "given", 0, 0)
+
+
 def normalised_watch(awt: np.ndarray, duration: np.ndarray, line: TopWatchLine) -> np.ndarray:
     """NAWP = min(AWT / (alpha * d + beta), 1), float64 in [0, 1]; 0 for a video nobody watched at all."""
     reference = line.alpha * duration + line.beta
@@ -174,12 +185,14 @@ def write_labels(labels: Labels, output: str | os.PathLike, json_path: str | os.
 def describe(labels: Labels, output: str | os.PathLike) -> str:
     """The summary in a few lines of plain text."""
     s = labels.summary
+    made = f"fitted to {s['line_videos']:,} videos in {s['line_groups']:,} groups of duration"
+    if s["line_kind"] != "line":
+        made = "given with --alpha and --beta" if s["line_kind"] == "given" else f"{made} (through the origin)"
     lines = [
         f"{s['rows']:,} views of {s['videos_seen']:,} videos",
         f"{s['videos']:,} videos with at least {s['min_views']:,} views ({s['videos_below_min_views']:,} left out)",
         f"ECR (watch time above {s['ecr_seconds']:g} s): mean {s['ecr_mean']:.4f}, AWT: mean {s['awt_mean']:.3f} s",
-        f"NAWP = min(AWT / ({s['alpha']:.6g} * d + {s['beta']:.6g}), 1), fitted to {s['line_videos']:,} videos "
-        f"in {s['line_groups']:,} groups of duration" + (" (through the origin)" if s["line_kind"] != "line" else ""),
+        f"NAWP = min(AWT / ({s['alpha']:.6g} * d + {s['beta']:.6g}), 1), {made}",
     ]
     if s["looped_rows"]:
         lines.append(f"{s['looped_rows']:,} views were longer than the video (loops; counted in full)")

@@ -1,10 +1,9 @@
 """Read watch logs of any length in chunks, and say exactly which row cannot be used.
 
 A watch log has one row per view: video id, seconds watched, duration of the video in seconds. CSV (UTF-8, with a
-header) or Parquet (file name ending in .parquet or .pq).
+header; `.csv.gz` is read as it is) or Parquet (file name ending in .parquet or .pq).
 """
 
-import csv
 import difflib
 import os
 from collections import Counter
@@ -19,6 +18,8 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from .errors import ConfigError, DataError
+from .table_files import check_readable_twice
+from .tables import text_records
 
 MAX_SECONDS = 1e6
 """A longer watch time or duration (11 days) is taken for a column in another unit, such as milliseconds."""
@@ -81,6 +82,7 @@ def usable_chunks(
         DataError: a file that cannot be read, a missing column, and (with on_error="stop") a row that cannot be used.
     """
     for path in map(Path, paths):
+        check_readable_twice(path)
         first = 1
         for ids, watch_raw, duration_raw in _raw_chunks(path, chunk_rows, log_format, skipped):
             watch, duration = _floats(watch_raw), _floats(duration_raw)
@@ -138,7 +140,7 @@ def _raw_chunks(path: Path, chunk_rows: int, log_format: LogFormat, skipped: Cou
             yield _joined(waiting)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+    except pa.ArrowException as error:
         raise DataError(f"{path}: cannot be read as a watch log: {error}") from error
 
 
@@ -147,8 +149,7 @@ def _joined(batches: list[pa.RecordBatch]) -> tuple[pa.Array, ...]:
 
 
 def _csv_batches(path: Path, chunk_rows: int, log_format: LogFormat, skipped: Counter):
-    with open(path, encoding="utf-8-sig", newline="") as stream:
-        header = next(csv.reader(stream), None)
+    _, header = next(text_records(str(path)), (1, None))
     if not header:
         raise DataError(f"{path}: the file is empty; expected a header with {', '.join(_names(log_format))}")
     _need_columns(path, header, log_format)
@@ -211,7 +212,8 @@ def _floats(raw: pa.Array) -> np.ndarray:
 
 def _float(text: str | None) -> float:
     try:
-        return float(text) if text is not None and "_" not in text else float("nan")
+        # Python reads 1_0 and ０ as numbers, a CSV does not.
+        return float(text) if text is not None and "_" not in text and text.isascii() else float("nan")
     except ValueError:
         return float("nan")
 

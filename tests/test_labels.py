@@ -1,7 +1,9 @@
 """Labels from watch logs: values worked out by hand, and the promise that order, chunks and file format change
 nothing."""
 
+import gzip
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from lmm_ecr.cli import app
 from lmm_ecr.errors import ConfigError, DataError, LmmEcrError
 from lmm_ecr.labels import (
     compute_labels,
+    describe,
     fit_top_watch_line,
     normalised_watch,
     rank_normalise,
@@ -270,3 +273,73 @@ def test_the_command(tmp_path):
     assert CliRunner().invoke(app, [*arguments, "--force"]).exit_code == 0
     onto_input = [*arguments[:3], str(log), *arguments[4:], "--force"]
     assert "one of the inputs" in str(CliRunner().invoke(app, onto_input).exception)
+
+
+def test_compressed_logs_give_the_same_labels(tmp_path):
+    rows = [(video, k % 13, 10) for k in range(500) for video in ("a", "b")]
+    log = write_log(tmp_path / "log.csv", rows, header="\ufeffId,watch_seconds,duration")
+    (tmp_path / "log.csv.gz").write_bytes(gzip.compress(log.read_bytes()))
+    (tmp_path / "broken.csv.gz").write_bytes(gzip.compress(log.read_bytes())[:-8])
+    plain, compressed = (compute_labels([tmp_path / name], min_views=2) for name in ("log.csv", "log.csv.gz"))
+    assert compressed.summary == plain.summary
+    assert compressed.columns["AWT"].tolist() == plain.columns["AWT"].tolist()
+    with pytest.raises(DataError, match=r"broken\.csv\.gz: cannot be read"):
+        compute_labels([tmp_path / "broken.csv.gz"], min_views=2)
+    log.rename(tmp_path / "plain.csv.gz")
+    with pytest.raises(DataError, match=r"plain\.csv\.gz: cannot be read"):
+        compute_labels([tmp_path / "plain.csv.gz"], min_views=2)
+
+
+def test_bad_rows_of_a_compressed_log_are_named(tmp_path):
+    log = write_log(tmp_path / "log.csv", [("a", 1, 10), ("a", "x", 10)])
+    (tmp_path / "log.csv.gz").write_bytes(gzip.compress(log.read_bytes()))
+    with pytest.raises(DataError, match=r"log\.csv\.gz, row 2: the watch time is not a finite number"):
+        compute_labels([tmp_path / "log.csv.gz"], min_views=1)
+
+
+@pytest.mark.parametrize("number", ["１２", "٣", "1_0", "१"])
+def test_digits_of_other_scripts_are_not_numbers(tmp_path, number):
+    """As in prediction tables: what one reader takes and the next refuses is no number."""
+    log = write_log(tmp_path / "log.csv", [("a", 1, 10), ("a", number, 10)])
+    with pytest.raises(DataError, match=r"row 2: the watch time is not a finite number"):
+        compute_labels([log], min_views=1)
+
+
+def test_logs_that_can_be_read_only_once_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "log.csv")
+    for path, words in ((tmp_path / "log.csv", "read only once"), ("-", "not read from standard input")):
+        with pytest.raises(DataError, match=words):
+            compute_labels([path], min_views=1)
+
+
+def test_a_line_fitted_before_is_used_as_it_is(tmp_path):
+    log = write_log(tmp_path / "log.csv", [("a", 6, 10), ("a", 12, 10), ("b", 9, 20)])
+    labels = compute_labels([log], min_views=1, line=(0.5, 13.0))
+    np.testing.assert_allclose(labels.columns["NAWP"], [9 / 18, 9 / 23], rtol=1e-15)
+    summary = labels.summary
+    assert (summary["alpha"], summary["beta"], summary["line_kind"]) == (0.5, 13.0, "given")
+    assert "given with --alpha and --beta" in describe(labels, "-")
+    with pytest.raises(ConfigError, match="is not positive for a duration of 10 s"):
+        compute_labels([log], min_views=1, line=(1.0, -10.0))
+    with pytest.raises(ConfigError, match="finite"):
+        compute_labels([log], min_views=1, line=(float("nan"), 0.0))
+
+
+def test_a_line_on_the_command_line_reproduces_the_fitted_labels(tmp_path):
+    log = write_log(tmp_path / "log.csv", [("a", 6, 10), ("a", 12, 10), ("b", 9, 20)])
+    arguments = ["labels", str(log), "--min-views", "1"]
+    first, second = tmp_path / "1.csv", tmp_path / "2.csv.gz"
+    CliRunner().invoke(app, [*arguments, "--output", str(first), "--json", str(tmp_path / "1.json")])
+    line = json.loads((tmp_path / "1.json").read_text())
+    given = ["--alpha", repr(line["alpha"]), "--beta", repr(line["beta"])]
+    assert CliRunner().invoke(app, [*arguments, "--output", str(second), *given]).exit_code == 0
+    assert gzip.decompress(second.read_bytes()) == first.read_bytes()
+    alone = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "3.csv"), "--alpha", "1"])
+    assert "--alpha and --beta belong together" in str(alone.exception)
+
+
+def test_the_summary_keeps_to_its_kind_of_file(tmp_path):
+    log = write_log(tmp_path / "log.csv", [("a", 6, 10)])
+    arguments = ["labels", str(log), "--min-views", "1", "--output", str(tmp_path / "o.csv"), "--json"]
+    for json_path, words in (("-", "--json - : a file is written"), (str(tmp_path / "o.txt"), "--json writes .json")):
+        assert words in str(CliRunner().invoke(app, [*arguments, json_path]).exception)

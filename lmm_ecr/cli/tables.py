@@ -100,6 +100,8 @@ def labels(
     watch_column: str = typer.Option("watch_seconds", help="Column with the seconds watched."),
     duration_column: str = typer.Option("duration", help="Column with the duration of the video in seconds."),
     on_error: str = typer.Option("stop", help="A row that cannot be used: stop with its place, or skip and count it."),
+    alpha: float = typer.Option(None, help="With --beta: the line of NAWP as fitted before, instead of fitting it."),
+    beta: float = typer.Option(None, help="See --alpha; both are in the file of --json."),
     json: Path = typer.Option(None, help="Write the counts and the line of NAWP (alpha, beta) here."),
     force: bool = typer.Option(False, "--force", help="Replace an existing output."),
 ) -> None:
@@ -110,9 +112,16 @@ def labels(
 
     check_output(output, inputs=logs, force=force)
     check_side_output(json, "--json", (".json",), inputs=[*logs, output], force=force)
+    if (alpha is None) != (beta is None):
+        raise ConfigError("--alpha and --beta belong together; give both or none")
     log_format = LogFormat(id_column, watch_column, duration_column, on_error)
     result = compute_labels(
-        logs, min_views=min_views, ecr_seconds=ecr_seconds, chunk_rows=chunk_rows, log_format=log_format
+        logs,
+        min_views=min_views,
+        ecr_seconds=ecr_seconds,
+        chunk_rows=chunk_rows,
+        log_format=log_format,
+        line=None if alpha is None else (alpha, beta),
     )
     write_labels(result, output, json)
     typer.echo(describe(result, output), err=output == "-")
