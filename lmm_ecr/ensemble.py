@@ -10,15 +10,16 @@ import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from .calibration import Calibration
-from .ensemble_evidence import evenly_spaced
 from .ensemble_members import read_members, stream_members
 from .ensemble_methods import Combination, RunningMean, combine, spread
 from .ensemble_options import EnsembleOptions
 from .ensemble_recipe import SavedRecipe, load_recipe, reorder, save_recipe
 from .ensemble_result import EnsembleResult, new_summary
 from .ensemble_scoring import score_with_labels
+from .ensemble_statistics import MemberStatistics
 from .errors import ConfigError, DataError
 from .files import same_file, write_json
 from .predictions import TARGET_COLUMN, write_predictions
@@ -57,13 +58,13 @@ def ensemble(
         if len(options.weights) != len(members):
             raise ConfigError(f"--weights has {len(options.weights)} numbers for {len(members)} files")
         weights = np.empty(len(members))
-        weights[members.given] = np.asarray(options.weights, np.float64) / sum(options.weights)
-        combination = Combination("weighted", weights)
+        weights[members.given] = np.asarray(options.weights, np.float64) / max(options.weights)
+        combination = Combination("weighted", weights / weights.sum())
     elif not options.fits:
         combination = Combination(method)
     if options.labels is None:
         scores = combine(members.values, combination)
-        summary = new_summary(members, combination, options, target, recipe, members.values)
+        summary = new_summary(members, combination, options, target, recipe)
         return EnsembleResult(members, combination, scores, summary, fit=recipe.fit if recipe else None)
     return score_with_labels(members, combination, options, target, recipe, progress)
 
@@ -115,14 +116,16 @@ def write_ensemble(
 def _streamed_mean(
     paths: Sequence[str | os.PathLike], options: EnsembleOptions, recipe: SavedRecipe | None, target: str
 ) -> EnsembleResult:
-    combination, mean, samples = Combination("mean"), RunningMean(), []
+    combination, mean, statistics = Combination("mean"), RunningMean(), None
 
-    def use(row: int, values: np.ndarray) -> None:
+    def use(ids: pa.Array, values: np.ndarray) -> None:
+        nonlocal statistics
+        statistics = statistics or MemberStatistics(ids)
+        statistics.add(values)
         mean.add(values)
-        samples.append(evenly_spaced(values))
 
     members = stream_members(paths, target, use)
     if recipe is not None:
         reorder(recipe, members.names, options.apply)
-    summary = new_summary(members, combination, options, target, recipe, np.stack(samples))
-    return EnsembleResult(members, combination, mean.result(), summary)
+    summary = new_summary(members, combination, options, target, recipe, statistics)
+    return EnsembleResult(members, combination, mean.result(), summary, fit=recipe.fit if recipe else None)

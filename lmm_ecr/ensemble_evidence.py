@@ -9,9 +9,6 @@ from .bootstrap import bootstrap_samples, percentile_interval
 from .ensemble_gaps import has_gaps
 from .metrics import METRICS, evaluate_predictions, paired_bootstrap, plcc, srocc
 
-CORRELATION_ROWS = 100_000
-"""Correlations between members and their spreads use at most about this many rows, evenly spaced over the table."""
-
 SIGNIFICANCE = 0.05
 DECIDING_RESAMPLES = 100
 """With fewer the p-value is too coarse to call anything significant or not."""
@@ -37,12 +34,6 @@ def score_columns(
             intervals = {name: percentile_interval(samples[name][at], 0.95) for name in METRICS}
             result["ci95"] = {name: [_or_none(bound) for bound in interval] for name, interval in intervals.items()}
     return results
-
-
-def evenly_spaced(values: np.ndarray) -> np.ndarray:
-    """At most about `CORRELATION_ROWS` of the rows, the last axis of `values`; a copy where some are left out."""
-    step = max(1, -(-values.shape[-1] // CORRELATION_ROWS))
-    return values if step == 1 else values[..., ::step].copy()
 
 
 def member_correlations(used: np.ndarray, *, ranks: bool = True) -> dict:

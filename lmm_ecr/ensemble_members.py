@@ -80,11 +80,13 @@ def read_members(paths: Sequence[str | os.PathLike], target: str = "ECR", *, mis
     return members
 
 
-def stream_members(paths: Sequence[str | os.PathLike], target: str, use: Callable[[int, np.ndarray], None]) -> Members:
+def stream_members(
+    paths: Sequence[str | os.PathLike], target: str, use: Callable[[pa.Array, np.ndarray], None]
+) -> Members:
     """Read `paths` one after another, without ever holding more than two of them.
 
-    `use(row, values)` gets the values of every member, float64 [rows] in the order of the first file given, in the order
-    of the members' names; `row` is its place in that order. The result has everything but `values`. All files must have
+    `use(ids, values)` gets the values of every member, float64 [rows] in the order of the ids, which are those of the first
+    file given; members come in the order of their names. The result has everything but `values`. All files must have
     the same ids; raises as `read_members` with missing="error".
     """
     members, order = _unread(paths)
@@ -94,13 +96,13 @@ def stream_members(paths: Sequence[str | os.PathLike], target: str, use: Callabl
     index = _Index(first)
     for row in range(len(order)):
         if row == first_row:
-            use(row, first.values)
+            use(first.ids, first.values)
             continue
         table = next(tables)
         aligned = index.aligned(table)
         if aligned is None:
             raise DataError(_difference(first, table))
-        use(row, aligned)
+        use(first.ids, aligned)
     members.ids = first.ids
     return members
 
@@ -233,9 +235,13 @@ def _without(ids: pa.Array, others: pa.Array) -> np.ndarray:
 
 
 def _refuse_twice(paths: Sequence[str]) -> None:
-    seen: dict[str, str] = {}
+    seen: dict[object, str] = {}
     for path in paths:
-        real = os.path.realpath(path)
-        if real in seen:
-            raise DataError(f"{path}: the same file is given twice (as {seen[real]}); give each member once")
-        seen[real] = path
+        try:
+            status = os.stat(path)
+            file = (status.st_dev, status.st_ino)  # one file has one, under all its names
+        except OSError:  # reading it says what is wrong
+            file = os.path.realpath(path)
+        if file in seen:
+            raise DataError(f"{path}: the same file is given twice (as {seen[file]}); give each member once")
+        seen[file] = path

@@ -70,7 +70,7 @@ class EnsembleOptions:
         for weight in self.weights:
             if not np.isfinite(weight) or weight < 0:
                 raise ConfigError(f"--weights has {weight}; weights are finite and not negative")
-        if not sum(self.weights) > 0:
+        if not max(self.weights, default=0) > 0:
             raise ConfigError("--weights are all zero; at least one must be positive")
 
 

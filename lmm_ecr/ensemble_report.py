@@ -7,7 +7,7 @@ import numpy as np
 from .ensemble_methods import fill_gaps
 from .ensemble_options import EnsembleOptions
 from .ensemble_result import EnsembleResult
-from .ensemble_summary import collapsed_members, combined_name, evidence
+from .ensemble_summary import collapsed_members, combined_name, evidence, identical_members
 from .errors import ConfigError, DataError
 from .evaluate import evaluate_tables
 from .predictions import Predictions, read_labels
@@ -60,7 +60,7 @@ def write_ensemble_report(
         allow_missing=True,  # counted in the summary
     )
     entries = [(entry["name"], entry["weight"], entry["gain"]) for entry in summary["members"]]
-    lines = [*evidence(summary), *collapsed_members(summary)]
+    lines = [*evidence(summary), *collapsed_members(summary), *identical_members(summary)]
     if gaps:
         lines.append(
             f"{gaps:,} values that members lack stand at the mean of the other members, in scores and plots too"

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .ensemble_evidence import evenly_spaced, member_correlations
+from .ensemble_evidence import member_correlations
 from .ensemble_members import Members
 from .ensemble_methods import Combination
 from .ensemble_options import EnsembleOptions
 from .ensemble_recipe import SavedRecipe, scale_json
+from .ensemble_statistics import MemberStatistics
 
 
 @dataclass
@@ -36,21 +37,22 @@ def new_summary(
     options: EnsembleOptions,
     target: str,
     recipe: SavedRecipe | None,
-    values: np.ndarray,
+    statistics: MemberStatistics | None = None,
 ) -> dict:
-    """The summary before anything is scored.
-
-    `values`: float64 [members, rows] or some rows of it, for correlations and spreads.
-    """
-    weights, some = combination.weights, evenly_spaced(values)
+    """The summary before anything is scored. `statistics`: of the members, where their values are not at hand any more."""
+    if statistics is None:
+        statistics = MemberStatistics(members.ids)
+        for values in members.values:
+            statistics.add(values)
+    weights = combination.weights
     filled = sum(members.missing_ids.values()) if options.missing == "mean" else 0
     entries = [
         {
             "name": name,
             "file": path,
             "weight": None if weights is None else float(weights[at]),
-            "mean": float(np.nanmean(some[at])),
-            "std": float(np.nanstd(some[at])),
+            "mean": statistics.means[at],
+            "std": statistics.stds[at],
             "missing_ids": members.missing_ids.get(name, 0),
         }
         for at, (name, path) in enumerate(zip(members.names, members.paths, strict=True))
@@ -63,7 +65,8 @@ def new_summary(
         "missing": {"rule": options.missing, "dropped_rows": members.dropped, "filled_values": filled},
         "members": entries,
         "ensemble": None,
-        "correlations": member_correlations(some, ranks=options.labels is not None),
+        "correlations": member_correlations(statistics.sample, ranks=options.labels is not None),
+        "identical_members": [[members.names[at] for at in group] for group in statistics.copies()],
         "gain_over_best": None,
         "labels": None,
         "fit": None,

@@ -58,7 +58,7 @@ def score_with_labels(
         "labels_without_row": match.unpredicted,
     }
     if not len(order):
-        summary = new_summary(members, combination, options, target, recipe, members.values)
+        summary = new_summary(members, combination, options, target, recipe)
         summary["labels"] = counts
         return EnsembleResult(members, combination, combine(members.values, combination), summary, fit=recipe.fit)
     folds = fold_of(hashes)
@@ -91,7 +91,7 @@ def score_with_labels(
 
     progress(2, steps)
     scored = score_columns([*values, evaluated], labels, resamples=options.resamples, seed=options.seed)
-    summary = new_summary(members, combination, options, target, recipe, members.values)
+    summary = new_summary(members, combination, options, target, recipe)
     for entry, score in zip(summary["members"], scored, strict=False):
         entry.update(score)
     summary["ensemble"] = scored[-1]

@@ -29,7 +29,7 @@ def print_summary(summary: dict, output: str, stream: IO[str]) -> None:
         console = _console(stream, width=max(80, console.width))
     members = summary["members"]
     console.print(_headline(summary))
-    for line in [*_missing_lines(summary), *collapsed_members(summary)]:
+    for line in [*_missing_lines(summary), *collapsed_members(summary), *identical_members(summary)]:
         console.print(line)
     if summary["ensemble"] is not None:
         _print_table(console, partial(_score_table, summary, console.is_terminal))
@@ -172,14 +172,29 @@ def evidence(summary: dict) -> list[str]:
 
 
 def collapsed_members(summary: dict) -> list[str]:
-    """A sentence about every member whose scores vary by less than `COLLAPSED` times the median of the members."""
-    members = summary["members"]
+    """A sentence about every member that is constant, or whose scores vary by less than `COLLAPSED` times the median of the
+    members."""
+    members, lines = summary["members"], []
     typical = float(np.median([member["std"] for member in members]))
+    for member in members:
+        if member["std"] == 0 and summary["n"] > 1:
+            lines.append(
+                f"{member['name']} gives every row the same score, {member['mean']:.6g};\n  has that model collapsed?"
+            )
+        elif member["std"] < COLLAPSED * typical:
+            lines.append(
+                f"{member['name']} hardly varies: standard deviation {member['std']:.2g}, median of the members "
+                f"{typical:.2g};\n  has that model collapsed?"
+            )
+    return lines
+
+
+def identical_members(summary: dict) -> list[str]:
+    """A sentence about every group of members that agree in all rows."""
     return [
-        f"{member['name']} hardly varies: standard deviation {member['std']:.2g}, median of the members {typical:.2g};\n"
-        "  has that model collapsed?"
-        for member in members
-        if member["std"] < COLLAPSED * typical
+        f"{', '.join(names)} have the same predictions: one model under {len(names)} names?\n"
+        f"  It counts {'twice' if len(names) == 2 else f'{len(names)} times'}."
+        for names in summary["identical_members"]
     ]
 
 
@@ -187,7 +202,7 @@ def _print_correlations(summary: dict, console: Console) -> None:
     correlations, members = summary["correlations"], summary["members"]
     ranks = correlations["srocc"] is not None
     note = "SROCC above the diagonal, PLCC below" if ranks else "PLCC"
-    used = "" if correlations["rows"] == summary["n"] else f", {correlations['rows']:,} evenly spaced rows"
+    used = "" if correlations["rows"] == summary["n"] else f", {correlations['rows']:,} rows chosen by id"
     console.print(f"\ncorrelation between members ({note}{used})")
     if len(members) > SHOWN_MEMBERS:
         console.print(_extremes(correlations["plcc"], members))

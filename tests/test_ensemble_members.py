@@ -91,7 +91,9 @@ def test_the_same_file_twice_is_refused_and_a_copy_is_not(tmp_path):
     copy = write(tmp_path / "copy" / "a.csv", [("x", 0.1)])
     link = tmp_path / "link.csv"
     link.symlink_to(a)
-    for twice in (a, tmp_path / "copy" / ".." / "a.csv", link):
+    hard_link = tmp_path / "hard_link.csv"
+    hard_link.hardlink_to(a)
+    for twice in (a, tmp_path / "copy" / ".." / "a.csv", link, hard_link):
         with pytest.raises(DataError, match="given twice"):
             read_members([a, twice])
     assert sorted(read_members([a, copy]).names) == sorted([f"{tmp_path.name}/a", "copy/a"])
