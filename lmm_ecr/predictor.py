@@ -13,7 +13,7 @@ from .data.dataset import ClipDataset, Collator, FileReader, check_on_error, est
 from .data.decode import check_decoder
 from .data.manifest import Manifest, ManifestRow
 from .data.processor import ClipProcessor, resolve_directory
-from .data.workers import one_thread_worker
+from .data.workers import explain_lost_workers, one_thread_worker
 from .errors import ClipError, ConfigError, DataError
 from .models.regression import LmmRegressor, unwrap_regressor
 
@@ -96,7 +96,7 @@ class Predictor:
             pin_memory=self.device.type == "cuda",
             timeout=WORKER_TIMEOUT_S if self.num_workers and batches else 0,
         )
-        for batch in _explain_lost_workers(loader):
+        for batch in explain_lost_workers(loader):
             inputs, notes = split_batch(batch)
             indices = notes["row_index"][notes["readable"]].tolist()
             inputs.pop("labels", None)
@@ -113,18 +113,6 @@ class Predictor:
                         "Finished rows are kept; the same command goes on from there."
                     ) from error
             yield values, indices, notes
-
-
-def _explain_lost_workers(loader: DataLoader) -> Iterator[dict[str, Any]]:
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
-            raise
-        raise DataError(
-            f"a process that reads clips was lost ({error}). It may have been killed for memory (lower --num-workers or "
-            "--batch-size) or the file system does not answer. Finished rows are kept."
-        ) from error
 
 
 def length_ordered_batches(

@@ -1,6 +1,7 @@
 """`lmm-ecr prepare`: validate every clip of a table, decode and resize each once, and keep the result for training.
 
-The work is cut into shards; a killed run continues with the first shard that is missing.
+The work is cut into shards; a killed run continues with the first shard that is missing, and a later run tries the clips
+again that could not be read.
 """
 
 import time
@@ -8,53 +9,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch.utils.data import DataLoader, Dataset
-
 from .data.cache import (
     FORMAT_VERSION,
     IMAGE_FORMATS,
     INFO_FILE,
     MANIFEST_FILE,
     SHARD_DIR,
-    pack_clip,
     read_prepared_info,
-    shard_path,
-    write_shard,
 )
-from .data.dataset import FileReader, check_on_error
+from .data.dataset import check_on_error
 from .data.decode import check_decoder
 from .data.manifest import Manifest, ManifestRow, Rejection, read_manifest, write_rejections
 from .data.processor import ClipProcessor
-from .data.workers import default_num_workers, one_thread_worker
-from .errors import ClipError, ConfigError
+from .data.shards import ShardWork
+from .data.workers import default_num_workers
+from .errors import ConfigError, DataError, LmmEcrError
 from .files import atomic_write, read_json, write_json
 from .progress import progress_bar
 
 CLIPS_PER_SHARD = 256
 PLAN_FILE = "plan.json"
-
-
-class _Packer(Dataset):
-    """Decodes, resizes and compresses one clip per item; an unreadable one becomes a Rejection."""
-
-    def __init__(self, rows: Sequence[ManifestRow], processor: ClipProcessor, decoder: str, image_format: str):
-        self.rows = rows
-        self.processor = processor
-        self.reader = FileReader(processor, decoder)
-        self.image_format = image_format
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        row = self.rows[index]
-        try:
-            clip = self.reader(row)
-        except ClipError as error:
-            return Rejection(row.row, row.id, error.reason, error.detail)
-        clip.frames = self.processor.resize(clip.frames)
-        return {"Id": row.id, **pack_clip(clip, self.image_format)}
 
 
 def prepare(
@@ -68,10 +42,11 @@ def prepare(
     clips_per_shard: int = CLIPS_PER_SHARD,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Rejection]:
-    """Prepare all clips of `manifest` for `processor` in the directory `output`; returns the rejected rows.
+    """Prepare all clips of `manifest` for `processor` in the directory `output`; returns the rejected rows in order.
 
-    progress(done, total) is called after each clip. A finished directory with the same content is left as it is.
-    Raises ConfigError if `output` holds clips of another table or prepared with other settings.
+    progress(done, total) is called after each clip and each shard that was there. Clips that are there are left as they
+    are, so that a finished directory does not change; those that were rejected or missing are tried again.
+    Raises ConfigError if `output` holds clips of another table, of other video files or prepared with other settings.
     """
     if image_format not in IMAGE_FORMATS:
         raise ConfigError(f"image format {image_format!r} is unknown; choose from {', '.join(IMAGE_FORMATS)}")
@@ -81,42 +56,47 @@ def prepare(
         )
     check_decoder(decoder)
     output = Path(output)
+    rows = sorted((*manifest.rows, *manifest.missing), key=lambda row: row.row)
     plan = {
         "format": FORMAT_VERSION,
         "clip_spec": processor.clip_spec(),
         "image_format": image_format,
-        "table": manifest.fingerprint(),
+        "table": manifest.table_fingerprint(),
         "targets": list(manifest.targets),
         "clips_per_shard": clips_per_shard,
-        "num_rows": len(manifest),
+        "num_rows": len(rows),
     }
     _check_plan(output, plan)
-    if (output / INFO_FILE).is_file():
-        info = read_prepared_info(output)
-        if progress:
-            progress(len(manifest), len(manifest))
-        return [Rejection(**r) for r in info["rejections"]]
-    write_json(output / PLAN_FILE, plan)
+    if not (output / PLAN_FILE).is_file():
+        write_json(output / PLAN_FILE, plan)
     (output / SHARD_DIR).mkdir(exist_ok=True)
-    rejections = list(manifest.rejections)
+    missing = {rejection.row: rejection for rejection in manifest.rejections}
+    work = ShardWork(output, processor, decoder, image_format, num_workers, missing, progress, len(rows))
     places: list[tuple[ManifestRow, int, int]] = []
+    rejections: list[Rejection] = []
     damaged: dict[str, str] = {}
-    for shard, start in enumerate(range(0, len(manifest), clips_per_shard)):
-        rows = manifest.rows[start : start + clips_per_shard]
-        report = _prepare_shard(
-            output, shard, rows, processor, decoder, image_format, num_workers, progress, start, len(manifest)
-        )
+    for shard, start in enumerate(range(0, len(rows), clips_per_shard)):
+        part = rows[start : start + clips_per_shard]
+        report = work.shard(shard, part)
         rejections += [Rejection(**r) for r in report["rejections"]]
         damaged.update(report["damaged"])
-        by_id = {row.id: row for row in rows}
+        by_id = {row.id: row for row in part}
         places += [(by_id[clip_id], shard, position) for position, clip_id in enumerate(report["ids"])]
-    _write_manifest(output / MANIFEST_FILE, manifest, places)
-    write_rejections(output / "rejected.csv", rejections)
     info = {**plan, "num_clips": len(places), "damaged": damaged, "rejections": [vars(r) for r in rejections]}
-    for leftover in (*output.glob(".*.tmp"), *(output / SHARD_DIR).glob(".*.tmp")):  # of runs killed while they wrote
-        leftover.unlink()
-    write_json(output / INFO_FILE, info)
+    if not _is_finished(output, info):
+        _write_manifest(output / MANIFEST_FILE, manifest, places)
+        write_rejections(output / "rejected.csv", rejections)
+        for leftover in (*output.glob(".*.tmp"), *(output / SHARD_DIR).glob(".*.tmp")):  # of runs killed in a write
+            leftover.unlink()
+        write_json(output / INFO_FILE, info)
     return rejections
+
+
+def _is_finished(output: Path, info: dict) -> bool:
+    try:
+        return (output / INFO_FILE).is_file() and read_prepared_info(output) == info
+    except LmmEcrError:  # damaged: it is written again
+        return False
 
 
 def _check_plan(output: Path, plan: dict) -> None:
@@ -126,44 +106,18 @@ def _check_plan(output: Path, plan: dict) -> None:
         if output.is_dir() and not all(path.name.startswith(half_written) for path in output.iterdir()):
             raise ConfigError(f"--output {output} is not empty and was not made by prepare; choose another directory")
         return
-    old = read_json(found)
+    try:
+        old = read_json(found)
+    except DataError as error:
+        raise ConfigError(f"{error}; delete the directory {output}, and prepare again") from error
+    if not isinstance(old, dict):
+        raise ConfigError(f"{found} is damaged; delete the directory {output}, and prepare again")
     changed = [f"{key} ({old.get(key)!r} -> {value!r})" for key, value in plan.items() if old.get(key) != value]
     if changed:
         raise ConfigError(
             f"{output} was begun with another table or other settings: {'; '.join(changed)}. "
             "Choose another --output, or delete the directory."
         )
-
-
-def _prepare_shard(output, shard, rows, processor, decoder, image_format, num_workers, progress, done, total) -> dict:
-    """Write one shard and its report (ids in order, rejections, damage); an existing one is read back."""
-    path = shard_path(output, shard)
-    report_path = path.with_suffix(".json")
-    if path.is_file() and report_path.is_file():
-        if progress:
-            progress(done + len(rows), total)
-        return read_json(report_path)
-    loader = DataLoader(
-        _Packer(rows, processor, decoder, image_format),
-        batch_size=None,
-        num_workers=min(num_workers, len(rows)),
-        worker_init_fn=one_thread_worker,
-        multiprocessing_context="fork" if num_workers and not torch.cuda.is_initialized() else None,
-    )
-    packed, rejections = [], []
-    for item in loader:
-        (rejections if isinstance(item, Rejection) else packed).append(item)
-        done += 1
-        if progress:
-            progress(done, total)
-    report = {
-        "ids": [row["Id"] for row in packed],
-        "damaged": {row["Id"]: row["damaged"] for row in packed if row["damaged"]},
-        "rejections": [vars(r) for r in rejections],
-    }
-    write_shard(path, packed)
-    write_json(report_path, report)
-    return report
 
 
 def _write_manifest(path: Path, manifest: Manifest, places) -> None:

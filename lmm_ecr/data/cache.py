@@ -24,6 +24,8 @@ from .manifest import Manifest, ManifestRow
 FORMAT_VERSION = 1
 INFO_FILE, MANIFEST_FILE, SHARD_DIR = "prepared.json", "manifest.parquet", "shards"
 IMAGE_FORMATS = ("jpeg", "png")
+INFO_FIELDS = ("clip_spec", "image_format", "table", "rejections")
+PLACE_COLUMNS = ("Id", "Title", "Description", "Video", "row", "shard", "position")
 JPEG_QUALITY = 95  # 43.9 dB against the resized frames at 4:2:0, a tenth of the raw size
 AUDIO_SCALE = 32768
 
@@ -100,19 +102,62 @@ def write_shard(path: Path, rows: list[dict[str, Any]]) -> None:
             writer.write_table(pa.Table.from_pylist([row], schema=schema))
 
 
+def read_shard(path: Path) -> list[dict[str, Any]]:
+    """The rows of a shard, still packed. Raises DataError if it cannot be read."""
+    import pyarrow as pa
+
+    try:
+        with pa.OSFile(str(path)) as stream, pa.ipc.open_stream(stream) as reader:
+            return reader.read_all().to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception | str) -> DataError:
+    directory = path.parent.parent if path.parent.name == SHARD_DIR else path.parent
+    also = "" if path.name == INFO_FILE else f" and {directory / INFO_FILE}"
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return DataError(f"{path} cannot be read ({reason}); delete it{also}, and prepare again")
+
+
 def read_prepared_info(directory: str | Path) -> dict[str, Any]:
-    """`prepared.json`. Raises ConfigError if the directory is unfinished or of another format."""
+    """`prepared.json`. Raises ConfigError if the directory is unfinished or of another format, DataError if the file is
+    damaged."""
     path = Path(directory) / INFO_FILE
     if not path.is_file():
         raise ConfigError(
             f"{directory} is not prepared (no {INFO_FILE}): run `lmm-ecr prepare --output {directory}` to the end"
         )
-    info = read_json(path)
+    try:
+        info = read_json(path)
+    except DataError as error:
+        raise _damaged(path, error) from error
+    if not isinstance(info, dict):
+        raise _damaged(path, "it holds no JSON object")
     if info.get("format") != FORMAT_VERSION:
         raise ConfigError(
             f"{path}: format {info.get('format')!r}, this version reads {FORMAT_VERSION}; prepare it again"
         )
+    lost = [name for name in INFO_FIELDS if name not in info]
+    if lost:
+        raise _damaged(path, f"it has no {', '.join(map(repr, lost))}")
     return info
+
+
+def _read_places(directory: Path, columns: list[str] | None = None):
+    """`manifest.parquet` as an Arrow table. Raises DataError if it is missing or damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    path = directory / MANIFEST_FILE
+    try:
+        table = pyarrow.parquet.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
+    lost = [name for name in PLACE_COLUMNS if name not in table.column_names and (columns is None or name in columns)]
+    if lost:
+        raise _damaged(path, f"it has no column {lost[0]!r}")
+    return table
 
 
 class PreparedReader:
@@ -123,12 +168,10 @@ class PreparedReader:
     """
 
     def __init__(self, directory: str | Path, clip_spec: dict[str, Any]):
-        import pyarrow.parquet
-
         self.directory = Path(directory)
         info = read_prepared_info(directory)
         check_clip_spec(self.directory, info["clip_spec"], clip_spec)
-        table = pyarrow.parquet.read_table(self.directory / MANIFEST_FILE, columns=["Id", "shard", "position"])
+        table = _read_places(self.directory, ["Id", "shard", "position"])
         shards, positions = table["shard"].to_pylist(), table["position"].to_pylist()
         self._place = {
             clip_id: (shard, position)
@@ -137,12 +180,22 @@ class PreparedReader:
         self._shards: dict[int, Any] = {}
 
     def __call__(self, row: ManifestRow) -> Clip:
+        import pyarrow as pa
+
         if row.id not in self._place:
             raise DataError(f"{self.directory} holds no clip {row.id!r}: it was prepared from another table")
         shard, position = self._place[row.id]
+        path = shard_path(self.directory, shard)
         if shard not in self._shards:
-            self._shards[shard] = self._open_shard(shard_path(self.directory, shard))
-        return unpack_clip(self._shards[shard][position])
+            self._shards[shard] = self._open_shard(path)
+        try:
+            packed = self._shards[shard][position]
+            if packed["Id"] != row.id:
+                raise ValueError(f"clip {packed['Id']!r} is in the place of {row.id!r}")
+            return unpack_clip(packed)
+        except (OSError, SyntaxError, ValueError, TypeError, IndexError, pa.ArrowException) as error:
+            # Pillow says OSError or, of PNG files, SyntaxError; an image of another size does not stack
+            raise _damaged(path, f"clip {row.id!r}: {error}") from error
 
     @staticmethod
     def _open_shard(path: Path):
@@ -152,9 +205,7 @@ class PreparedReader:
         try:
             return Dataset.from_file(str(path))
         except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"{path} cannot be read ({error}); delete it and {path.parent.parent / INFO_FILE}, and prepare again"
-            ) from error
+            raise _damaged(path, error) from error
 
     def __getstate__(self):
         return {**self.__dict__, "_shards": {}}
@@ -181,11 +232,9 @@ def check_clip_spec(directory: Path, prepared: dict[str, Any], wanted: dict[str,
 def read_prepared_manifest(directory: str | Path, targets=()) -> Manifest:
     """The usable rows of a prepared directory. Raises DataError if a target column was not in the prepared table, or if
     no clip could be prepared."""
-    import pyarrow.parquet
-
     path = Path(directory) / MANIFEST_FILE
     read_prepared_info(directory)
-    columns = pyarrow.parquet.read_table(path).to_pydict()
+    columns = _read_places(Path(directory)).to_pydict()
     for name in targets:
         if name not in columns:
             raise DataError(f"{path}: column {name!r} is missing; prepare the table again with --target {name}")

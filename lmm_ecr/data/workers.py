@@ -3,6 +3,9 @@
 import os
 import signal
 import threading
+from collections.abc import Iterable, Iterator
+
+from ..errors import DataError
 
 
 def default_num_workers() -> int:
@@ -25,6 +28,19 @@ def one_thread_worker(_worker_id: int) -> None:
     if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a worker that is stuck outlives its parent's SIGTERM
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def explain_lost_workers(loader: Iterable) -> Iterator:
+    """The items of a `DataLoader`. Raises DataError with what to do where a worker was lost."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise DataError(
+            f"a process that reads clips was lost ({error}). It may have been killed for memory (lower --num-workers or "
+            "--batch-size) or the file system does not answer. What is finished is kept."
+        ) from error
 
 
 def _obey_parent() -> None:

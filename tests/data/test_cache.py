@@ -1,6 +1,8 @@
 """Prepared clips: what comes back, in which process, and what is refused."""
 
+import json
 import multiprocessing
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +19,7 @@ from lmm_ecr.data.cache import (
     is_prepared,
     pack_clip,
     read_prepared_manifest,
+    read_shard,
     shard_path,
     unpack_clip,
     write_shard,
@@ -147,8 +150,6 @@ def test_a_row_of_another_table_is_named(prepared, tiny_processor, tmp_path):
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut header", "half", "text"])
 def test_a_lost_or_damaged_shard_is_named(prepared, tiny_manifest, tiny_processor, tmp_path, damage):
     """Bug: it ended in an error from inside pyarrow or datasets that did not tell what to do."""
-    import shutil
-
     copy = shutil.copytree(prepared, tmp_path / "copy")
     path = shard_path(copy, 1)
     data = path.read_bytes()
@@ -178,3 +179,54 @@ def test_shards_are_equal_bytes_for_equal_clips(tmp_path):
     for name in "ab":
         write_shard(tmp_path / f"{name}.arrow", rows)
     assert (tmp_path / "a.arrow").read_bytes() == (tmp_path / "b.arrow").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "list", "field"])
+def test_a_damaged_prepared_json_is_named(prepared, tiny_processor, tmp_path, damage):
+    copy = shutil.copytree(prepared, tmp_path / "copy")
+    path = copy / INFO_FILE
+    info = read_json(path)
+    del info["clip_spec"]
+    text = {"empty": "", "half": path.read_text()[:50], "list": "[1]", "field": json.dumps(info)}[damage]
+    path.write_text(text)
+    for read in (read_prepared_manifest, lambda d: PreparedReader(d, tiny_processor.clip_spec())):
+        with pytest.raises(DataError, match=r"prepared\.json cannot be read .*; delete it, and prepare again"):
+            read(copy)
+
+
+@pytest.mark.parametrize("damage", ["absent", "empty", "half", "column"])
+def test_a_damaged_manifest_is_named(prepared, tiny_processor, tmp_path, damage):
+    import pyarrow.parquet
+
+    copy = shutil.copytree(prepared, tmp_path / "copy")
+    path = copy / "manifest.parquet"
+    data, table = path.read_bytes(), pyarrow.parquet.read_table(path)
+    path.unlink()
+    if damage == "column":
+        pyarrow.parquet.write_table(table.drop(["shard"]), path)
+    elif damage != "absent":
+        path.write_bytes(data[: len(data) // 2] if damage == "half" else b"")
+    for read in (read_prepared_manifest, lambda d: PreparedReader(d, tiny_processor.clip_spec())):
+        with pytest.raises(
+            DataError, match=r"manifest\.parquet cannot be read .*; delete it and .*, and prepare again"
+        ):
+            read(copy)
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg"])
+@pytest.mark.parametrize("damage", ["cut", "noise", "size", "none"])
+def test_a_damaged_image_in_a_shard_is_named(tiny_processor, tiny_manifest, tmp_path, damage, image_format):
+    """Bug: an OSError of Pillow from inside a worker."""
+    output = tmp_path / "out"
+    few = replace(tiny_manifest, rows=tiny_manifest.rows[:2])
+    prepare(few, tiny_processor, output, num_workers=0, image_format=image_format)
+    rows = read_shard(shard_path(output, 0))
+    frame = rows[1]["frames"][2]
+    other = encode_image(np.zeros((28, 28, 3), np.uint8), image_format)
+    changed = {"cut": frame[: len(frame) // 2], "noise": frame[:40] + bytes(300), "size": other}
+    rows[1]["frames"] = [] if damage == "none" else [*rows[1]["frames"][:2], changed[damage]]
+    write_shard(shard_path(output, 0), rows)
+    reader = PreparedReader(output, tiny_processor.clip_spec())
+    reader(few[0])
+    with pytest.raises(DataError, match=rf"00000\.arrow cannot be read \(clip '{few[1].id}': .*prepare again"):
+        reader(few[1])
