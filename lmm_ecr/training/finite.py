@@ -1,4 +1,4 @@
-"""The stop when a loss is not finite."""
+"""The stop when a loss or a weight is not finite."""
 
 import torch
 
@@ -37,4 +37,23 @@ class FiniteWatch:
             f"the loss became NaN or infinite at step {step} (clips {', '.join(clips)}). Nothing was saved after "
             "it. Usual causes: a learning rate that is too high, fp16 (use bf16), or a broken checkpoint. "
             "Lower the rates or raise --warmup_steps, and resume with --resume_from_checkpoint."
+        )
+
+
+def check_weights(model: torch.nn.Module, accelerator, step: int) -> None:
+    """Raise TrainingError on every process if a trained weight is NaN or infinite on any. Every process must call it.
+
+    Catches an update that broke the model after its last finite loss.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    shards = [getattr(p, "ds_tensor", p).detach() for p in trained]  # ZeRO-3 keeps this process's part beside
+    broken = sum((~torch.isfinite(shard).all()).float().to(accelerator.device) for shard in shards if shard.numel())
+    broken = torch.as_tensor(broken, dtype=torch.float32, device=accelerator.device)
+    if accelerator.num_processes > 1:
+        broken = accelerator.reduce(broken, reduction="sum")
+    if float(broken) > 0:
+        raise TrainingError(
+            f"weights became NaN or infinite in the update of step {step}, although the loss was finite. They were not "
+            "saved. Usual causes: a learning rate that is too high, --max_grad_norm 0, or fp16 (use bf16). Lower the rates "
+            "or raise --warmup_steps, and start anew or resume with --resume_from_checkpoint."
         )

@@ -5,6 +5,7 @@ reach the processes of a job at different steps.
 """
 
 import math
+from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
@@ -49,6 +50,23 @@ class StepAgreement:
         return bool(self._answer.item() > 0)
 
 
+def any_process(accelerator, flag: bool) -> bool:
+    """Whether `flag` is true on any process. Every process must call it."""
+    if accelerator.num_processes == 1:
+        return flag
+    message = torch.tensor(float(flag), device=accelerator.device)
+    return bool(accelerator.reduce(message, reduction="sum").item() > 0)
+
+
+def preempted(signals: StopSignals, step: int, checkpoint: Path | None) -> Preempted:
+    """The error of a run that stopped after `step`; `checkpoint`: where it goes on."""
+    kept = f"{checkpoint} is complete" if checkpoint else "no checkpoint was written"
+    return Preempted(
+        f"stopped by {signals.received or 'a signal to another process'} after step {step}; {kept}. "
+        "The same command with --resume_from_checkpoint goes on from there."
+    )
+
+
 class PreemptionCallback(TrainerCallback):
     """Saves a checkpoint at the end of the step at which all processes know of the stop, and raises `Preempted`.
 
@@ -71,8 +89,4 @@ class PreemptionCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if self.agreement.stop:
-            raise Preempted(
-                f"stopped by {self.signals.received or 'a signal to another process'} after step {state.global_step}; "
-                f"{args.output_dir}/checkpoint-{state.global_step} is complete. "
-                "The same command with --resume_from_checkpoint goes on from there."
-            )
+            raise preempted(self.signals, state.global_step, Path(args.output_dir) / f"checkpoint-{state.global_step}")

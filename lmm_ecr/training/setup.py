@@ -1,12 +1,9 @@
-"""What a recipe does before training: output directory, data, preprocessing and model, checked in this order so that a
-mistake is reported before large weights are loaded."""
+"""What a recipe does before training: data, preprocessing and model, checked in this order (after the output directory,
+see `prepare_output_dir`) so that a mistake is reported before large weights are loaded."""
 
 import hashlib
 import importlib.util
-import logging
 import os
-import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,18 +20,15 @@ from ..data.manifest import Manifest, read_manifest
 from ..data.processor import ClipProcessor, PreprocessingSpec
 from ..data.synthetic import SyntheticSpec, generate_dataset
 from ..errors import ConfigError, DataError
-from ..files import read_json, write_json
 from ..label_transforms import fit_label_transform
 from ..models.families import Family, family_of
 from ..models.regression import LmmRegressor
 from ..models.tiny import TINY_VERSION
 from ..prepare import prepare
 from ..progress import progress_bar
-from .checkpoints import last_complete_checkpoint
-from .launch import check_launch, uses_deepspeed
+from .launch import uses_deepspeed
+from .output_dir import prepare_output_dir as prepare_output_dir  # recipes find all they need here
 from .tuning import apply_tuning, resolve_tuning
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -43,51 +37,6 @@ class Datasets:
 
     train: ClipDataset
     eval: ClipDataset
-
-
-def prepare_output_dir(args: RecipeArguments, recipe: str) -> Path | None:
-    """Check and make the output directory (`runs/<recipe>` by default); returns the checkpoint to resume from, if any.
-
-    Checks the launch first (see `check_launch`). Raises ConfigError if the directory holds an earlier run and neither
-    resuming nor overwriting was asked for, or if a named checkpoint is incomplete. A run on generated clips replaces an
-    earlier one of its kind without asking, never a run on real clips. Begins `run.json`.
-    """
-    training = args.training
-    check_launch(training)
-    if "output_dir" not in args.explicit:
-        training.output_dir = f"runs/{recipe}"
-    output = Path(training.output_dir)
-    if training.resume_from_checkpoint in ("auto", "true", "True"):
-        found = last_complete_checkpoint(output)
-        logger.info("resuming from %s", found or "the start: no complete checkpoint yet")
-        return found
-    if training.resume_from_checkpoint:
-        checkpoint = Path(training.resume_from_checkpoint)
-        if not (checkpoint / "complete").is_file():
-            raise ConfigError(
-                f"--resume_from_checkpoint {checkpoint}: no complete checkpoint is there (a killed run leaves half a "
-                "one); use --resume_from_checkpoint auto for the last complete one"
-            )
-        return checkpoint
-    earlier = [path for path in (*output.glob("checkpoint-*"), output / "config.json") if path.exists()]
-    if earlier and not training.overwrite_output_dir and not (args.generated_clips and _used_generated_clips(output)):
-        raise ConfigError(
-            f"{output} holds an earlier run ({earlier[0].name}, ...): go on with --resume_from_checkpoint, replace it "
-            "with --overwrite_output_dir, or choose another --output_dir"
-        )
-    with training.main_process_first(local=False):
-        if training.process_index == 0:
-            for path in output.glob("checkpoint-*"):
-                shutil.rmtree(path)
-            output.mkdir(parents=True, exist_ok=True)
-            write_json(output / "run.json", {"command": [sys.executable, *sys.argv], "arguments": args.to_dict()})
-    return None
-
-
-def _used_generated_clips(output: Path) -> bool:
-    """Whether the earlier run in `output` was a demonstration on generated clips, finished or not."""
-    path = output / "run.json"
-    return path.is_file() and read_json(path)["arguments"]["data"]["train_data"] is None
 
 
 def embedded_dataset(args: RecipeArguments, spec: SyntheticSpec, processor: ClipProcessor) -> Datasets:
@@ -152,7 +101,11 @@ def _split(dataset: ClipDataset, fraction: float) -> tuple[ClipDataset, ClipData
         raise DataError(
             f"{manifest.path}: {len(manifest)} rows are too few to hold out a share of {fraction}; give --eval_data"
         )
-    parts = (replace(manifest, rows=kept), replace(manifest, rows=out, rejections=[]))
+    rejected = ([r for r in manifest.rejections if held_out(r.id) == side] for side in (False, True))
+    parts = (
+        replace(manifest, rows=rows, rejections=rejections)
+        for rows, rejections in zip((kept, out), rejected, strict=True)
+    )
     return tuple(ClipDataset(part, dataset.processor, dataset.reader) for part in parts)
 
 

@@ -1,18 +1,17 @@
 """`EcrTrainer`: transformers' Trainer for regression on clips.
 
 What it adds: losses over the batch of all processes and micro-batches, one optimizer group per part of the model, evaluation
-that is exact for any number of processes, alarms for useless predictions, a stop when the loss is not finite, rejected clips,
-checkpoints that are either complete or ignored, and a stop on request that loses nothing.
+that is exact for any number of processes, alarms for useless predictions, a stop when the loss is not finite, and rejected
+clips. Checkpoints and stops on request: `CheckpointedTrainer`.
 """
 
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 
 from ..arguments import EcrTrainingArguments, TuningArguments
@@ -22,16 +21,12 @@ from ..data.lengths import shared_lengths
 from ..data.workers import one_thread_worker
 from ..losses import RegressionLoss
 from ..models.regression import unwrap_regressor
-from ..signals import StopSignals
 from .batches import EpochDataLoader, Filler, GlobalBatchSampler, PaddedDataset, grouped_by_length, shuffled
-from .checkpoints import COMPLETE_MARK, delete_checkpoint, delete_old_checkpoints
-from .clip_notes import ClipNotes
+from .checkpointed import CheckpointedTrainer, changed
 from .evaluation import in_row_order, regression_metrics
-from .finite import FiniteWatch
 from .gather import gather_with_gradient, pad_rows, pointwise_share, score_gradients
 from .launch import cast_unsharded_weights
 from .meter import ThroughputMeter
-from .preemption import PreemptionCallback, StepAgreement
 from .random_state import RandomState, get_random_state, set_random_state
 from .tuning import parameter_groups
 
@@ -39,7 +34,7 @@ from .tuning import parameter_groups
 MicroBatchGradient = tuple[torch.Tensor, torch.Tensor, RandomState]
 
 
-class EcrTrainer(Trainer):
+class EcrTrainer(CheckpointedTrainer):
     """Trains an `LmmRegressor` (or a PEFT model around one) on `ClipDataset`s.
 
     on_error: "fail" raises ClipError at the first unreadable clip; "skip" leaves it out of the loss and the metrics and
@@ -58,11 +53,8 @@ class EcrTrainer(Trainer):
     ):
         self.tuning = tuning
         self.on_error = on_error
-        self.notes = ClipNotes()
         self.loss_function = RegressionLoss(args.loss)
         self.meter = ThroughputMeter()
-        self.stop_signals = StopSignals()
-        self.finite = FiniteWatch()
         self.filler = Filler(train_dataset, Collator(train_dataset.processor))
         self._batches: list[dict[str, Any]] = []
         self._known_labels: torch.Tensor | None = None
@@ -78,21 +70,12 @@ class EcrTrainer(Trainer):
             compute_metrics=self._compute_metrics,
             callbacks=callbacks,
         )
-        self.agreement = StepAgreement(self.accelerator)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(log_lines(args.disable_tqdm))
-        self.add_callback(PreemptionCallback(self.agreement, self.stop_signals))
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True  # `compute_loss` returns each micro-batch's share of the step's loss
         self.can_return_loss = False
-
-    def train(self, resume_from_checkpoint: str | None = None, **options):
-        """Train, from a checkpoint if one is given. SIGTERM and SIGUSR1 raise `Preempted` after a checkpoint was written."""
-        if resume_from_checkpoint:
-            self.notes.load(Path(resume_from_checkpoint), self.is_world_process_zero())
-        with self.stop_signals:
-            return super().train(resume_from_checkpoint, **options)
 
     # -- optimizer ---------------------------------------------------------------------------------------------------
 
@@ -141,6 +124,16 @@ class EcrTrainer(Trainer):
     def _get_eval_sampler(self, eval_dataset):
         return SequentialSampler(eval_dataset)
 
+    def get_eval_dataloader(self, eval_dataset=None):
+        """The Trainer's, with every row: --dataloader_drop_last is about training."""
+        with changed(self.args, dataloader_drop_last=False):
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        """The Trainer's, with every row."""
+        with changed(self.args, dataloader_drop_last=False):
+            return super().get_test_dataloader(test_dataset)
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Fetch the micro-batches of one step; the time spent waiting for them is the log line's `data_wait`."""
         start = time.perf_counter()
@@ -186,6 +179,7 @@ class EcrTrainer(Trainer):
         ids = [self.train_dataset.manifest[i].id for i in notes["row_index"].tolist()]
         self.finite.add(self.state.global_step + 1, loss, ids)
         self.meter.add_clips(len(ids) * self.accelerator.num_processes)
+        self.record.add(loss, len(ids))
         return (loss, outputs) if return_outputs else loss
 
     def _single_pass_loss(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -208,11 +202,6 @@ class EcrTrainer(Trainer):
                 parts.append((model(**tensors)["scores"], targets))
         loss, gradients = score_gradients(self.accelerator, self.loss_function, parts, self.args.train_batch_size)
         return [(loss / len(parts), g, state) for g, state in zip(gradients, states, strict=True)]
-
-    def _maybe_log_save_evaluate(self, *args, **kwargs):
-        if self.control.should_log or self.control.should_save or self.control.should_evaluate:
-            self.finite.check(self.accelerator)
-        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -248,8 +237,12 @@ class EcrTrainer(Trainer):
         return None, predictions, torch.stack([notes["row_index"].to(device), readable.long()], dim=1)
 
     def score(self, dataset: ClipDataset) -> tuple[np.ndarray, np.ndarray]:
-        """Predictions float64 [rows, targets] in row order (NaN where unreadable) and readable bool [rows]."""
-        output = self.predict(dataset, metric_key_prefix="eval")
+        """Predictions float64 [rows, targets] in row order (NaN where unreadable) and readable bool [rows].
+
+        Raises no alarm: that is for evaluations during training, and for who asked for the scores.
+        """
+        with changed(self, compute_metrics=None):
+            output = self.predict(dataset, metric_key_prefix="eval")
         return in_row_order(output.predictions, output.label_ids, len(dataset))
 
     def _compute_metrics(self, output: EvalPrediction) -> dict[str, float]:
@@ -261,37 +254,3 @@ class EcrTrainer(Trainer):
             if self.is_world_process_zero():
                 print(f"\nALARM at step {self.state.global_step}: {alarm}\n", flush=True)
         return metrics
-
-    # -- checkpoints -------------------------------------------------------------------------------------------------
-
-    def _save_checkpoint(self, model, trial):
-        """Write a checkpoint; the mark comes last, so that a killed run never resumes from half of one, and only then are
-        older ones deleted."""
-        directory = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save and directory.exists():
-            delete_checkpoint(directory)
-        self.accelerator.wait_for_everyone()
-        limit, self.args.save_total_limit = (
-            self.args.save_total_limit,
-            None,
-        )  # else old ones go before this one is whole
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.notes.collect()
-        if self.args.should_save:
-            self.notes.save(directory)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            (directory / COMPLETE_MARK).touch()
-            delete_old_checkpoints(directory.parent, limit, self.state.best_model_checkpoint)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            # An adapter checkpoint needs the wrapper's configuration (head, targets, label transform) beside it.
-            directory = Path(output_dir or self.args.output_dir)
-            unwrap_regressor(self.model).config.save_pretrained(directory)
-            (directory / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json has the arguments as text
-            (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
