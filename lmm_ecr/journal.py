@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 from .files import atomic_write, read_json, write_json
 
 
@@ -89,7 +89,7 @@ class CompletionRecord:
         """The record that is there, of whatever run; None without one."""
         try:
             record = read_json(self.path)
-        except (FileNotFoundError, ValueError):  # ValueError: not JSON, so not written by this class
+        except (FileNotFoundError, DataError):  # DataError: no JSON, so not written by this class
             return None
         return record if isinstance(record, dict) and isinstance(record.get("identity"), dict) else None
 

@@ -69,3 +69,11 @@ def test_a_kill_between_record_and_output_is_repaired(tmp_path):
     assert not output.exists()
     assert not record.is_finished()
     assert journal.read()
+
+
+def test_a_file_that_is_no_record_is_none(tmp_path):
+    record = CompletionRecord(tmp_path / "out.csv", {"model": "m"})
+    for text in ("", "{", "[]", "{}", '{"identity": 1}'):
+        record.path.write_text(text)
+        assert record.read() is None
+        assert not record.is_of_this_run()
