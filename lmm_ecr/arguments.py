@@ -22,7 +22,7 @@ from .data.workers import default_num_workers
 from .errors import ConfigError
 from .label_transforms import TRANSFORMS
 from .losses import parse_loss
-from .training.launch import check_requirements
+from .training.launch import check_requirements, join_processes_on_cpu
 from .yaml_files import read_mapping
 
 Mode = Literal["train", "freeze", "lora"]
@@ -216,6 +216,8 @@ class EcrTrainingArguments(TrainingArguments):
         check_training_arguments(self)
         if self.greater_is_better is None:
             self.greater_is_better = larger_is_better(self.metric_for_best_model)
+        if self.use_cpu:
+            join_processes_on_cpu(self.ddp_timeout)
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False
         if self.eval_strategy == "no" or self.save_strategy == "no":
@@ -261,16 +263,7 @@ def parse_arguments(
     still wins over them. Raises ConfigError for unknown or malformed keys and values.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = ArgumentParser(
-        (ModelArguments, DataArguments, TuningArguments, EcrTrainingArguments),
-        description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.HelpFormatter,
-    )
-    for action in parser._actions:
-        if action.nargs == "+":  # HfArgumentParser's choice for lists; an empty list must be sayable
-            action.nargs = "*"
-    parser.add_argument("--config", help="YAML file with any of these arguments; the command line wins.")
+    parser = _recipe_parser(description)
     known, _ = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])
     layers: list[str] = []
     explicit: set[str] = set()
@@ -291,6 +284,35 @@ def parse_arguments(
     model, data, tuning, training = groups
     check_best_metric(training.metric_for_best_model, data.targets)
     return RecipeArguments(model, data, tuning, training, explicit)
+
+
+def parse_preparation(config: str | Path) -> RecipeArguments:
+    """The arguments in a recipe's YAML file as far as its clips depend on them, on a machine that need not suit the run.
+
+    All keys are checked. The defaults stand in for the training arguments, which may ask for a GPU that is not here.
+    Raises ConfigError for unknown or malformed keys and values.
+    """
+    parser = _recipe_parser()
+    namespace = parser.parse_args(as_words(read_config(config), parser, str(config), _types()))
+    model, data, tuning = (
+        kind(**{item.name: getattr(namespace, item.name) for item in fields(kind)})
+        for kind in (ModelArguments, DataArguments, TuningArguments)
+    )
+    return RecipeArguments(model, data, tuning, EcrTrainingArguments(use_cpu=True), set())
+
+
+def _recipe_parser(description: str | None = None) -> ArgumentParser:
+    parser = ArgumentParser(
+        (ModelArguments, DataArguments, TuningArguments, EcrTrainingArguments),
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.HelpFormatter,
+    )
+    for action in parser._actions:
+        if action.nargs == "+":  # HfArgumentParser's choice for lists; an empty list must be sayable
+            action.nargs = "*"
+    parser.add_argument("--config", help="YAML file with any of these arguments; the command line wins.")
+    return parser
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -203,10 +203,10 @@ def prepare_table(
 
 
 def _configured_processor(config: str | Path) -> ClipProcessor:
-    from .arguments import parse_arguments
+    from .arguments import parse_preparation
     from .training.setup import build_processor
 
-    args = parse_arguments(["--config", str(config)])
+    args = parse_preparation(config)
     if args.model.model is None:
         raise ConfigError(f"{config} names no model")
     return build_processor(args, args.model.model)

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -270,3 +271,21 @@ def test_damaged_records_of_a_run(whole, tiny_manifest, tiny_processor, tmp_path
     (output / PLAN_FILE).write_text(damage)
     with pytest.raises(ConfigError, match=r"plan\.json is damaged.*; delete the directory .*out, and prepare again"):
         prepare(tiny_manifest, tiny_processor, output, num_workers=0, clips_per_shard=3)
+
+
+@pytest.mark.parametrize("recipe", ["qwen2_5_vl_7b", "qwen2_5_vl_7b_lora"])
+def test_a_recipe_for_gpus_is_prepared_on_any_machine(tiny_manifest, tiny_clips, tiny_qwen, tmp_path, recipe):
+    """Bug: "Your setup doesn't support bf16/gpu", although preparing needs none."""
+    text = (Path(__file__).resolve().parents[1] / "recipes/configs" / f"{recipe}.yaml").read_text(encoding="utf-8")
+    assert "bf16: true" in text
+    config = tmp_path / "recipe.yaml"
+    config.write_text(
+        re.sub("(?m)^(model|max_pixels|num_frames):.*$", "", text) + f"\nmodel: {tiny_qwen}\nmax_pixels: 4704\n"
+    )
+    options = {"video_dir": tiny_clips / "videos", "num_workers": 0}
+    result = prepare_table(str(tiny_clips / "eval.csv"), tmp_path / "out", config=config, **options)
+    assert "6 of 6 clips are ready" in result.describe()
+    assert read_json(tmp_path / "out/prepared.json")["clip_spec"]["max_pixels"] == 4704
+    config.write_text(config.read_text() + "bf_16: true\n")
+    with pytest.raises(ConfigError, match=r"unknown argument 'bf_16'.*did you mean 'bf16'"):
+        prepare_table(str(tiny_clips / "eval.csv"), tmp_path / "other", config=config, **options)
