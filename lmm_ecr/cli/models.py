@@ -32,6 +32,7 @@ def prepare(
         image_format=image_format,
         num_workers=num_workers,
         decoder=decoder,
+        on_error=on_error,
     )
     typer.echo(result.describe())
     raise typer.Exit(1 if result.rejections and on_error != "skip" else 0)
@@ -129,8 +130,10 @@ def memory(
 ) -> None:
     """Estimate the memory of a training run per GPU: weights, gradients, optimizer, activations."""
     from ..arguments import read_config
+    from ..console import quiet_libraries
     from ..memory import describe, estimate
 
+    quiet_libraries()
     result, size = estimate(read_config(config), gpus, zero, machines, parameters)
     typer.echo(describe(result, size, gpus, zero))
 
