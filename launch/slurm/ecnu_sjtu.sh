@@ -6,7 +6,9 @@
 #       launch/slurm/ecnu_sjtu.sh --partition=gpu --account=me
 #
 # Arguments are passed on to every sbatch. The last line printed is the id of the ensemble's job. A job that fails takes the
-# jobs behind it out of the queue; submit again and finished work is not repeated (training and prediction resume).
+# jobs behind it out of the queue; submit again and finished work is not repeated: trainings go on from their last checkpoint,
+# predictions with the rows that are missing, and a finished prediction is recognised while model, table and clips are the
+# same. After a change of those set PREDICT=--force.
 set -euo pipefail
 
 REPO="${REPO:-$PWD}"                                          # the clone of this repository
