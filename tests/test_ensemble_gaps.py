@@ -164,3 +164,26 @@ def test_members_are_scored_where_they_have_a_value(tmp_path):
     assert "b 300" in done.output
     assert "are scored on fewer rows" in " ".join(done.output.split())
     assert "102 values that members lack" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_members_that_share_no_row_and_members_without_labels(tmp_path, method):
+    """a and b have one half of the rows each; c has only rows without a label."""
+    values, labels = scaled_members(300)
+    values[0, :150] = NAN
+    values[1, 150:] = NAN
+    values[1, 290:] = 0.9
+    values[2, :250] = NAN
+    ids = [f"clip{row}" for row in range(300)]
+    paths = write_files(tmp_path / "m", ids, values)
+    pd.DataFrame({"Id": ids[:250], "ECR": labels[:250]}).to_csv(tmp_path / "labels.csv", index=False)
+    options = EnsembleOptions(method, labels=tmp_path / "labels.csv", missing="mean", resamples=20)
+    result = ensemble(paths, options)
+    assert ((result.scores >= 0) & (result.scores <= 1)).all()
+    assert [member["n"] for member in result.summary["members"]] == [100, 150, 0]
+    assert result.summary["members"][2]["final_score"] is None
+    if method in FITTED or method == "rank":  # on their own scales each half is as good as its member
+        assert result.summary["ensemble"]["final_score"] > 0.65
+    write_ensemble(result, tmp_path / "out.csv", with_std=True, json_path=tmp_path / "out.json")
+    pair = ensemble(paths[:2], options)
+    assert pair.summary["correlations"]["plcc"][0][1] is None or len(pair.labels) == 250

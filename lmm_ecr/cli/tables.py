@@ -20,10 +20,15 @@ def ensemble(
     labels: Path = typer.Option(None, help="Table with the true values: scores everything, and fits the weights."),
     target: str = typer.Option(None, help="Column with the predictions, also in the output. Default: ECR."),
     label_column: str = typer.Option(None, help="Column of --labels. Default: as --target."),
-    missing: str = typer.Option("error", help="An id that a file lacks: error, drop it, or mean of the other files."),
+    missing: str = typer.Option(
+        "error",
+        help="An id that a file lacks: error, drop it, or mean of the others, on the scale the method works on.",
+    ),
     with_std: bool = typer.Option(False, "--with-std", help="Add the standard deviation of the members as a column."),
     save: Path = typer.Option(None, help="Write the recipe (method, members, weights) here, for --apply."),
-    apply: Path = typer.Option(None, help="Use a saved recipe on new files of the same names."),
+    apply: Path = typer.Option(
+        None, help="Use a saved recipe on new files of the same names; with --labels it is scored on rows new to it."
+    ),
     oof: Path = typer.Option(
         None,
         help="Write the cross-validated (out-of-fold) scores of a fit here; `lmm-ecr evaluate` on this file, with "
@@ -36,7 +41,9 @@ def ensemble(
     video_dir: Path = typer.Option(
         None, help="For --report: directory of the clips, for pictures of the worst errors."
     ),
-    resamples: int = typer.Option(1000, help="Bootstrap resamples for the intervals; 0 for none."),
+    resamples: int = typer.Option(
+        1000, help="Bootstrap resamples for the intervals; 0 for none, at least 100 to call a gain significant."
+    ),
     force: bool = typer.Option(False, "--force", help="Replace an existing output."),
 ) -> None:
     """Combine prediction files into one; with --labels show by how much it is better, and whether that is luck."""
