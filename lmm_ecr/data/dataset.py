@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from ..errors import ClipError, ConfigError
 from .ablation import ablate, check_ablations
-from .decode import Clip, ClipInfo, probe_clip, read_clip
+from .decode import Clip, probe_clip, read_clip
 from .manifest import Manifest, ManifestRow, Rejection
 from .processor import ClipProcessor
 
@@ -61,11 +61,10 @@ class ClipDataset(Dataset):
         row = self.manifest[index]
         sample = {"row_index": index, "labels": row.labels}
         try:
-            clip = self.reader(row)
+            clip, title, description = ablate(self.ablations, self.reader(row), row)
+            encoded = self.processor.encode(clip, title, description)
         except ClipError as error:
             return {**sample, "rejection": Rejection(row.row, row.id, error.reason, error.detail)}
-        clip, title, description = ablate(self.ablations, clip, row)
-        encoded = self.processor.encode(clip, title, description)
         return {**sample, "encoded": encoded, "damaged": clip.damaged}
 
 
@@ -119,10 +118,9 @@ def estimate_lengths(manifest: Manifest, processor: ClipProcessor, num_threads: 
 
     def length(row: ManifestRow) -> int:
         try:
-            info: ClipInfo | None = probe_clip(row.video)
+            return processor.estimated_tokens(probe_clip(row.video), row.title, row.description)
         except ClipError:
-            info = None
-        return processor.estimated_tokens(info, row.title, row.description)
+            return processor.estimated_tokens(None, row.title, row.description)
 
     with ThreadPoolExecutor(num_threads) as pool:
         return list(pool.map(length, manifest.rows))

@@ -11,6 +11,10 @@ A clip that cannot be read ends in `ClipError` with one of these reasons:
     no_frames    a video stream of which not one picture can be decoded
     damaged      partly readable, and the caller does not allow that
     timeout      not read in the time allowed
+
+A model family's processor may refuse a clip that was read, with a reason of its own:
+
+    aspect_ratio frames too long and narrow (Qwen2.5-VL: more than 200 to 1)
 """
 
 import os

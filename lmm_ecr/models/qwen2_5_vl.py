@@ -12,11 +12,12 @@ from ..data.decode import Clip, ClipInfo
 from ..data.processor import ClipProcessor, PreprocessingSpec, check_tokenizer, pad_tokens
 from ..data.prompt import build_prompt, plain_ids
 from ..data.sampling import frame_interval
-from ..errors import ConfigError
+from ..errors import ClipError, ConfigError
 from .families import check_loading, normalise_pixels
 from .model_files import reading_processor, reading_weights
 
 TOKEN_PIXELS = 28 * 28  # one language-model token covers 2 x 2 patches of 14 x 14 pixels
+MAX_ASPECT_RATIO = 200  # of qwen_vl_utils' smart_resize
 VIDEO_TOKEN_TYPE = 2  # `mm_token_type_ids`: 0 text, 1 image, 2 video
 PROMPT_MARK = "\x00prompt\x00"  # stands for the user text while the chat template is rendered
 
@@ -160,9 +161,15 @@ class Qwen25VLProcessor(ClipProcessor):
         return tuple(self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after))
 
     def frame_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of a frame after the resize: multiples of 28 within the pixel limits, aspect ratio kept."""
+        """Height and width of a frame after the resize: multiples of 28 within the pixel limits, aspect ratio kept.
+
+        Raises ClipError aspect_ratio for a frame more than 200 times as long as wide, as the family's code refuses it.
+        """
         from qwen_vl_utils import smart_resize
 
+        if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+            detail = f"{width}x{height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the other"
+            raise ClipError("clip", "aspect_ratio", detail)
         return smart_resize(
             height,
             width,

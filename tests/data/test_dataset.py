@@ -11,8 +11,10 @@ from torch.utils.data import DataLoader
 from lmm_ecr.data.ablation import ABLATIONS, ablate
 from lmm_ecr.data.dataset import BOOKKEEPING, ClipDataset, Collator, FileReader, estimate_lengths, split_batch
 from lmm_ecr.data.decode import Clip
-from lmm_ecr.data.manifest import Manifest, ManifestRow
+from lmm_ecr.data.manifest import Manifest, ManifestRow, Rejection, read_manifest
 from lmm_ecr.errors import ClipError, ConfigError
+from lmm_ecr.prepare import prepare
+from tests.data.media import write_clip
 
 NAN = float("nan")
 
@@ -193,3 +195,17 @@ def test_clip_errors_cross_process_borders():
         "zero bytes",
         "a.mp4: empty (zero bytes)",
     )
+
+
+def test_a_clip_too_long_and_narrow_is_a_rejection(tiny_processor, tmp_path):
+    """Bug: the library's ValueError ended training, prediction and preparation, even with --on-error skip."""
+    write_clip(tmp_path / "strip.mp4", num_frames=3, size=(3400, 16))
+    write_clip(tmp_path / "limit.mp4", num_frames=3, size=(3200, 16))
+    (tmp_path / "t.csv").write_text("Id\nstrip\nlimit\n")
+    manifest = read_manifest(tmp_path / "t.csv")
+    dataset = ClipDataset(manifest, tiny_processor)
+    detail = "3400x16 pixels; one side may be at most 200 times the other"
+    assert dataset[0]["rejection"] == Rejection(1, "strip", "aspect_ratio", detail)
+    assert "encoded" in dataset[1]
+    assert min(estimate_lengths(manifest, tiny_processor)) > 0
+    assert [r.reason for r in prepare(manifest, tiny_processor, tmp_path / "out", num_workers=0)] == ["aspect_ratio"]
