@@ -199,12 +199,12 @@ def test_clip_errors_cross_process_borders():
 
 def test_a_clip_too_long_and_narrow_is_a_rejection(tiny_processor, tmp_path):
     """Bug: the library's ValueError ended training, prediction and preparation, even with --on-error skip."""
-    write_clip(tmp_path / "strip.mp4", num_frames=3, size=(3400, 16))
-    write_clip(tmp_path / "limit.mp4", num_frames=3, size=(3200, 16))
+    write_clip(tmp_path / "strip.mp4", num_frames=3, size=(850, 4))
+    write_clip(tmp_path / "limit.mp4", num_frames=3, size=(800, 4))
     (tmp_path / "t.csv").write_text("Id\nstrip\nlimit\n")
     manifest = read_manifest(tmp_path / "t.csv")
     dataset = ClipDataset(manifest, tiny_processor)
-    detail = "3400x16 pixels; one side may be at most 200 times the other"
+    detail = "850x4 pixels; one side may be at most 200 times the other"
     assert dataset[0]["rejection"] == Rejection(1, "strip", "aspect_ratio", detail)
     assert "encoded" in dataset[1]
     assert min(estimate_lengths(manifest, tiny_processor)) > 0
