@@ -6,6 +6,7 @@ mistake here otherwise shows as an error deep inside a library, or as several pr
 
 import importlib.util
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -34,6 +35,17 @@ def check_requirements(deepspeed: str | dict | None, use_cpu: bool) -> None:
             f"{local} processes were started on this machine, but {gpus} GPUs are visible: lower --num_processes (the "
             "total of all machines), or ask for more GPUs (--gpus-per-node)"
         )
+
+
+def join_processes_on_cpu(timeout_seconds: float) -> None:
+    """Join the processes that the launcher started, with Gloo, if there are several and it has not been done.
+
+    transformers does it for GPUs with `--ddp_timeout`, but for CPUs with PyTorch's default. Must run before
+    TrainingArguments choose a device.
+    """
+    started = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "MASTER_ADDR" in os.environ
+    if started and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=timeout_seconds))
 
 
 def uses_deepspeed(training: TrainingArguments) -> bool:
