@@ -170,13 +170,12 @@ class Qwen25VLProcessor(ClipProcessor):
         if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
             detail = f"{width}x{height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the other"
             raise ClipError("clip", "aspect_ratio", detail)
-        return smart_resize(
-            height,
-            width,
-            factor=self.patch_size * self.merge_size,
-            min_pixels=self.spec.min_pixels,
-            max_pixels=self.spec.max_pixels,
+        factor = self.patch_size * self.merge_size
+        sides = smart_resize(
+            height, width, factor=factor, min_pixels=self.spec.min_pixels, max_pixels=self.spec.max_pixels
         )
+        # A narrow frame under a low limit is rounded down to nothing on its short side.
+        return max(sides[0], factor), max(sides[1], factor)
 
     def max_source_pixels(self) -> int:
         return self.spec.max_pixels

@@ -243,3 +243,9 @@ def test_malformed_preprocessing_is_refused(tiny_processor, tmp_path, change, me
 def test_pixel_limits_are_checked():
     with pytest.raises(ConfigError, match="min_pixels"):
         Qwen25VLSpec(max_pixels=100)
+
+
+def test_a_narrow_frame_under_a_low_limit_keeps_a_side(tiny_qwen):
+    processor = Qwen25VLProcessor.from_backbone(str(tiny_qwen), Qwen25VLSpec(min_pixels=784, max_pixels=784))
+    assert processor.frame_size(69, 46) == (28, 28)
+    assert processor.resize(np.zeros((2, 69, 46, 3), np.uint8)).shape == (2, 28, 28, 3)

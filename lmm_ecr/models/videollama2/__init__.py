@@ -3,13 +3,16 @@
 `load_backbone`, `read_head`, `backbone_inputs` and `VideoLlama2Processor` are what the shared code asks of a family of LMMs.
 """
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 from lmm_ecr.data.processor import resolve_directory
+from lmm_ecr.errors import ConfigError
 from lmm_ecr.label_transforms import PercentTransform
 from lmm_ecr.models.families import check_loading
 from lmm_ecr.models.head import PretrainedHead
+from lmm_ecr.models.model_files import reading_weights
 from lmm_ecr.models.videollama2.configuration import VideoLlama2Config
 from lmm_ecr.models.videollama2.conversion import (
     is_reference_checkpoint,
@@ -38,12 +41,24 @@ def load_backbone(path: str, revision: str | None = None, **options) -> VideoLla
     """A pretrained backbone in our layout or the reference's (directory or hub name), every weight accounted for.
 
     options: as for `from_pretrained` (our layout), or as for `load_reference_checkpoint`. Raises ConfigError if a tensor
-    is missing or has no place.
+    is missing or has no place, or for options that only our layout knows.
     """
     directory = resolve_directory(path, revision)
     if is_reference_checkpoint(directory):
+        if "torch_dtype" in options:  # the name before transformers 5
+            options.setdefault("dtype", options.pop("torch_dtype"))
+        known = inspect.signature(load_reference_checkpoint).parameters
+        unknown = sorted(options.keys() - known.keys())
+        if unknown:
+            raise ConfigError(
+                f"{directory} is in the reference's layout, which cannot be loaded with {', '.join(unknown)}: "
+                "convert it first (lmm-ecr convert)"
+            )
         return load_reference_checkpoint(directory, **options)[0]
-    model, info = VideoLlama2Model.from_pretrained(directory, output_loading_info=True, **options)
+    with reading_weights(directory):
+        model, info = VideoLlama2Model.from_pretrained(
+            directory, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     check_loading(info, path)
     return model
 

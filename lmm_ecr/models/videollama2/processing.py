@@ -13,11 +13,18 @@ from PIL import Image
 from lmm_ecr.data.audio import SAMPLE_RATE, AudioSpec
 from lmm_ecr.data.decode import Clip, ClipInfo
 from lmm_ecr.data.fbank import FRAME_LENGTH, FRAME_SHIFT, kaldi_fbank, num_fbank_frames, pad_audio, reference_audio
-from lmm_ecr.data.processor import ClipProcessor, PreprocessingSpec, pad_tokens, resolve_directory
-from lmm_ecr.data.prompt import build_prompt, plain_ids
+from lmm_ecr.data.processor import (
+    ClipProcessor,
+    PreprocessingSpec,
+    check_tokenizer,
+    pad_tokens,
+    resolve_directory,
+)
+from lmm_ecr.data.prompt import PromptSpec, build_prompt, plain_ids
 from lmm_ecr.data.sampling import FrameSampling, check_choice, check_positive
 from lmm_ecr.errors import ConfigError, DataError
 from lmm_ecr.files import read_json, write_json
+from lmm_ecr.models.model_files import reading_processor
 from lmm_ecr.models.videollama2.configuration import VideoLlama2Config
 from lmm_ecr.models.videollama2.conversion import is_reference_checkpoint
 from lmm_ecr.models.videollama2.modeling import AUDIO, VIDEO
@@ -26,6 +33,7 @@ from lmm_ecr.models.videollama2.reference_files import ReferenceFiles
 
 ANSWER = "The engagement continuation rate of the video."
 PROCESSOR_FILE = "processor_config.json"
+REFERENCE_MAX_TOKENS = 2048  # of its whole training input
 PADDING_GREY = 127  # SigLIP's mean of 0.5 as the reference truncates it to 8 bits
 _MARK = "\x00user text\x00"  # stands for the user's message while the chat template is rendered
 
@@ -80,8 +88,17 @@ class VideoLlama2Spec(PreprocessingSpec):
 
     @classmethod
     def reference(cls, **changes) -> "VideoLlama2Spec":
-        """The reference's input number for number, its rounding and its treatment of special cases included."""
-        spec = cls(missing_audio="silence", fbank_dtype="bfloat16", special_tokens_in_text="parsed")
+        """The reference's input number for number, its rounding and its treatment of special cases included.
+
+        The reference cuts no text (in training only the whole input, at 2,048 tokens): titles and descriptions up to that
+        length stay as they are. Blank ones become the word None here too.
+        """
+        spec = cls(
+            missing_audio="silence",
+            fbank_dtype="bfloat16",
+            special_tokens_in_text="parsed",
+            prompt=PromptSpec(max_title_tokens=REFERENCE_MAX_TOKENS, max_description_tokens=REFERENCE_MAX_TOKENS),
+        )
         return replace(spec, **changes)
 
 
@@ -98,6 +115,7 @@ class VideoLlama2Processor(ClipProcessor):
                 "the checkpoint's tokenizer needs a chat template and a padding token; take the tokenizer files of "
                 "VideoLLaMA2.1-7B-AV or Qwen2-7B-Instruct"
             )
+        check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.config = config
         self.spec = spec or VideoLlama2Spec()
@@ -119,13 +137,17 @@ class VideoLlama2Processor(ClipProcessor):
 
         directory = resolve_directory(name_or_path, options.pop("revision", None))
         if (directory / PROCESSOR_FILE).is_file():
-            config = VideoLlama2Config.from_dict(read_json(directory / PROCESSOR_FILE)["backbone_config"])
+            with reading_processor(directory):
+                config = VideoLlama2Config.from_dict(read_json(directory / PROCESSOR_FILE)["backbone_config"])
         elif is_reference_checkpoint(directory):
             config = read_reference_config(directory, ReferenceFiles(directory).shapes)
             spec = spec or _reference_spec(read_json(directory / "config.json"))
         else:
-            config = VideoLlama2Config.from_pretrained(directory, **options)
-        return cls(AutoTokenizer.from_pretrained(directory, **options), config, spec)
+            with reading_processor(directory):
+                config = VideoLlama2Config.from_pretrained(directory, **options)
+        with reading_processor(directory):
+            tokenizer = AutoTokenizer.from_pretrained(directory, **options)
+        return cls(tokenizer, config, spec)
 
     def _save_files(self, directory: Path) -> None:
         self.tokenizer.save_pretrained(directory)

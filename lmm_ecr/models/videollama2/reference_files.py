@@ -14,14 +14,14 @@ from lmm_ecr.files import read_json
 class ReferenceFiles:
     """The weight files of a reference directory: names, shapes and dtypes at once, values one tensor at a time.
 
-    shapes: name -> shape. dtypes: name -> torch dtype.
+    shapes: name -> shape. dtypes: name -> torch dtype, None for what is no floating-point tensor.
     """
 
     def __init__(self, directory: Path):
         if not directory.is_dir():
             raise ConfigError(f"{directory} is not a directory")
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, torch.dtype] = {}
+        self.dtypes: dict[str, torch.dtype | None] = {}
         self._names: dict[Path, list[str]] = {}
         for path in _main_files(directory):
             self._register(path, prefix="")
@@ -74,6 +74,13 @@ class _PickleFile:
             self._state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # files from before torch 1.6 are no zip archives and cannot be mapped
             self._state = torch.load(path, map_location="cpu", weights_only=True)
+        other = [
+            name
+            for name, value in (self._state.items() if isinstance(self._state, dict) else [("", None)])
+            if not isinstance(value, torch.Tensor)
+        ]
+        if other:
+            raise ConfigError(f"{path} holds no plain list of tensors: {other[0]!r} is something else")
 
     def __enter__(self) -> "_PickleFile":
         return self
@@ -96,10 +103,11 @@ def _opened(path: Path):
         raise ConfigError(f"{path} cannot be read as weights: {error}. Download or copy it again") from error
 
 
-def _shape_and_dtype(file, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+def _shape_and_dtype(file, name: str) -> tuple[tuple[int, ...], torch.dtype | None]:
+    """The dtype is None for whole numbers and quantised values, which are no weights."""
     if isinstance(file, _PickleFile):
         tensor = file.get_tensor(name)
-        return tuple(tensor.shape), tensor.dtype
+        return tuple(tensor.shape), tensor.dtype if tensor.dtype.is_floating_point else None
     header = file.get_slice(name)
     dtypes = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
-    return tuple(header.get_shape()), dtypes.get(header.get_dtype(), torch.float32)
+    return tuple(header.get_shape()), dtypes.get(header.get_dtype())
