@@ -110,9 +110,23 @@ def test_an_earlier_run_is_not_overwritten(finished, tiny_qwen, tiny_clips):
     assert (run / "metrics.json").read_bytes() == before
 
 
+def test_a_finished_run_is_not_relabelled_by_resuming_with_other_arguments(finished, tiny_qwen, tiny_clips):
+    """Bug: no step was run, and run.json and preprocessing.json said what the model was not trained with."""
+    run, _ = finished
+    names = ("run.json", "preprocessing.json", "metrics.json", "model.safetensors")
+    before = [(run / name).read_bytes() for name in names]
+    words = ["--loss", "l1", "--num_frames", 4, "--vision", "lora", "--resume_from_checkpoint", "auto"]
+    done = launch(*short_run(tiny_qwen, tiny_clips, "run", *words), cwd=run.parent)
+    assert done.returncode != 0
+    for message in ("loss: mse -> l1", "sampling.num_frames: 8 -> 4", "vision: train -> lora", "another --output_dir"):
+        assert message in done.stderr
+    assert [(run / name).read_bytes() for name in names] == before
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--auto_find_batch_size", "true"], "--auto_find_batch_size would change the batch"),
         (["--lora_rnk", "3"], "did you mean 'lora_rank'"),
         (["--train_data", "nothing.csv"], "no such table"),
         (["--audio", "freeze"], "--audio is set"),
