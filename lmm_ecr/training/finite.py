@@ -45,10 +45,13 @@ def check_weights(model: torch.nn.Module, accelerator, step: int) -> None:
 
     Catches an update that broke the model after its last finite loss.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    shards = [getattr(p, "ds_tensor", p).detach() for p in trained]  # ZeRO-3 keeps this process's part beside
-    broken = sum((~torch.isfinite(shard).all()).float().to(accelerator.device) for shard in shards if shard.numel())
-    broken = torch.as_tensor(broken, dtype=torch.float32, device=accelerator.device)
+    broken = torch.zeros((), device=accelerator.device)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            shard = getattr(parameter, "ds_tensor", parameter).detach()  # ZeRO-3 keeps this process's part beside
+            if hasattr(shard, "to_local"):  # FSDP2's part of this process
+                shard = shard.to_local()
+            broken += (~torch.isfinite(shard).all()).to(accelerator.device)
     if accelerator.num_processes > 1:
         broken = accelerator.reduce(broken, reduction="sum")
     if float(broken) > 0:
