@@ -45,7 +45,6 @@ class FrameStore:
         for place, key in enumerate(keys):
             self.places.setdefault(int(key), []).append(place)
         self.missing = set(self.places)
-        self.rotation = 0
         self.corrupt = 0
         self.frames: np.ndarray | None = None
         self._count = len(keys)
@@ -56,17 +55,40 @@ class FrameStore:
         if key not in self.missing:
             return
         check_size(self.path, frame.width, frame.height)
-        turns = round(frame.rotation / 90) % 4
+        turns, mirrored = orientation(frame)
         if self.frames is None:
             self._size = self._size or target_size(frame.width, frame.height, self._max_pixels)
             width, height = self._size if turns % 2 == 0 else self._size[::-1]
             self.frames = np.empty((self._count, height, width, 3), dtype=np.uint8)
-            self.rotation = 90 * turns
         height, width = self.frames.shape[1:3]
         picture = rgb(frame, *((height, width) if turns % 2 else (width, height)))
-        self.frames[self.places[key]] = np.rot90(picture, turns)
+        self.frames[self.places[key]] = np.rot90(picture[::-1] if mirrored else picture, turns)
         self.corrupt += bool(frame.is_corrupt)
         self.missing.discard(key)
+
+
+def orientation(frame: "av.VideoFrame") -> tuple[int, bool]:
+    """How a stored picture becomes the one to be shown: mirrored top to bottom first (or not), then turned by so many
+    quarters counter-clockwise.
+
+    The display matrix of a file (ISO/IEC 14496-12, 8.3.2) mirrors where its determinant is negative; the result is that
+    of the `ffmpeg` program's automatic rotation. FFmpeg's angle alone reads a mirrored picture as a turned one.
+    """
+    from av.sidedata.sidedata import Type
+
+    turns = round(frame.rotation / 90) % 4
+    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    if data is None:
+        return turns, False
+    a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].astype(np.int64)
+    return turns, bool(a * d - b * c < 0)
+
+
+def read_orientation(path: str, budget: Budget) -> tuple[int, bool]:
+    """`orientation` of the first picture of a file."""
+    for frame in _sequential(path, budget, Damage()):
+        return orientation(frame)
+    return 0, False
 
 
 def rgb(frame: "av.VideoFrame", width: int, height: int) -> np.ndarray:

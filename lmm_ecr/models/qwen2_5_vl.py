@@ -174,8 +174,10 @@ class Qwen25VLProcessor(ClipProcessor):
         sides = smart_resize(
             height, width, factor=factor, min_pixels=self.spec.min_pixels, max_pixels=self.spec.max_pixels
         )
-        # A narrow frame under a low limit is rounded down to nothing on its short side.
-        return max(sides[0], factor), max(sides[1], factor)
+        if min(sides) == 0:  # a narrow frame under a low limit is rounded down to nothing on its short side
+            longest = self.spec.max_pixels // factor // factor * factor
+            sides = tuple(min(max(side, factor), longest) for side in sides)
+        return sides
 
     def max_source_pixels(self) -> int:
         return self.spec.max_pixels

@@ -207,5 +207,8 @@ def test_a_clip_too_long_and_narrow_is_a_rejection(tiny_processor, tmp_path):
     detail = "850x4 pixels; one side may be at most 200 times the other"
     assert dataset[0]["rejection"] == Rejection(1, "strip", "aspect_ratio", detail)
     assert "encoded" in dataset[1]
+    narrow = tiny_processor.resize(np.zeros((2, 4, 800, 3), np.uint8))
+    assert narrow.shape == (2, 28, 168, 3), "within max_pixels, so that a prepared clip is not resized again"
+    assert tiny_processor.resize(narrow) is narrow
     assert min(estimate_lengths(manifest, tiny_processor)) > 0
     assert [r.reason for r in prepare(manifest, tiny_processor, tmp_path / "out", num_workers=0)] == ["aspect_ratio"]

@@ -1,5 +1,6 @@
 """Intact clips of every kind: the skipping loop returns the frames and times of plain sequential decoding."""
 
+import struct
 from pathlib import Path
 
 import av
@@ -196,3 +197,33 @@ def test_real_clips():
             wanted = sample_indices(sampling, times)
             np.testing.assert_array_equal(clip.frames, np.stack([frames[i] for i in wanted]))
             assert clip.damaged is None
+
+
+# 2 x 2 of a display matrix (16.16 fixed point, row by row) -> the picture shown for a stored one [T, H, W, 3], as the
+# transpose, hflip and vflip filters of ffmpeg's automatic rotation make it.
+MIRRORS = {
+    "hflip": ((-1, 0, 0, 1), lambda frames: frames[:, :, ::-1]),
+    "vflip": ((1, 0, 0, -1), lambda frames: frames[:, ::-1]),
+    "transpose": ((0, 1, 1, 0), lambda frames: frames.swapaxes(1, 2)),
+    "anti-transpose": ((0, -1, -1, 0), lambda frames: frames.swapaxes(1, 2)[:, ::-1, ::-1]),
+}
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+@pytest.mark.parametrize("name", MIRRORS)
+def test_mirrored_files(tmp_path, name, backend):
+    """Bug: a mirrored picture was shown as a turned one."""
+    if backend == "decord":
+        pytest.importorskip("decord")
+    source = write_clip(tmp_path / "upright.mp4")
+    upright = read_clip(source, FrameSampling())
+    matrix, shown = MIRRORS[name]
+    data = bytearray(remux(source, tmp_path / "mirrored.mp4", rotation=90).read_bytes())
+    place = data.index(b"tkhd") + 4 + 4 + 20 + 16  # version 0 box: times, ids and duration; layer, volume, reserved
+    a, b, c, d = (value << 16 for value in matrix)
+    data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path = tmp_path / "mirrored.mp4"
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read_clip(path, FrameSampling(), backend=backend).frames, shown(upright.frames))
+    info = probe_clip(path)
+    assert (info.height, info.width) == shown(upright.frames).shape[1:3]
