@@ -14,7 +14,9 @@ def prepare(
     target: list[str] = typer.Option(["ECR"], help='Label column; repeat for several. `--target ""` for none.'),
     image_format: str = typer.Option("jpeg", help="jpeg (quality 95, small) or png (lossless)."),
     num_workers: int = typer.Option(None, help="Processes that decode; default: one per core, at most 4."),
-    decoder: str = typer.Option("pyav", help="pyav or decord; both give the same frames."),
+    decoder: str = typer.Option(
+        "pyav", help="pyav, or decord (needs the package; 4K scaled down and 10-bit sources differ a little)."
+    ),
     on_error: str = typer.Option("fail", help="Unreadable clips: exit with status 1, or skip them (status 0)."),
 ) -> None:
     """Validate every clip, decode and resize each once, and keep the frames for training."""
