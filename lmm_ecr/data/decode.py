@@ -26,7 +26,7 @@ import numpy as np
 from ..errors import ClipError
 from .audio import AudioSpec
 from .decode_decord import decord_reader
-from .decode_pyav import FrameStore, decode_by_order, decode_frames, orientation, survey
+from .decode_pyav import FrameStore, decode_by_order, decode_frames, survey
 from .frame_index import FrameIndex, index_clip, to_seconds
 from .media import Budget, Damage, decode, open_media, require_video, seconds
 from .sampling import FrameSampling, check_choice, check_positive, sample_indices
@@ -58,7 +58,7 @@ class ClipInfo:
 class Clip:
     """What a model sees and hears of a clip.
 
-    frames: uint8 [T, H, W, 3], RGB, rotated for display.
+    frames: uint8 [T, H, W, 3], RGB, mirrored and rotated for display as the `ffmpeg` program does.
     timestamps: float64 [T], seconds from the first frame of the clip to each of `frames`.
     audio: float32 [S] in [-1, 1], mono, 16 kHz, starting at the first frame of the clip; None: no sound track or not
         asked for.
@@ -86,7 +86,7 @@ def probe_clip(path: str | os.PathLike, count_frames: bool = False, *, timeout_s
     with open_media(path) as media:
         video = require_video(media)
         frame = _first_frame(media, video, budget, damage)
-        turns, _ = orientation(frame)
+        turns = round(frame.rotation / 90) % 4
         size = (video.codec_context.width or frame.width, video.codec_context.height or frame.height)
         duration = seconds(video.duration, video.time_base)
         if duration is None and media.container.duration is not None:

@@ -20,7 +20,7 @@ import numpy as np
 import lmm_ecr
 
 from ..errors import ClipError, ConfigError
-from .decode_pyav import read_orientation
+from .decode_pyav import read_turns
 from .frame_index import FrameIndex
 from .media import Budget, Damage
 from .sampling import FrameSampling, sample_indices
@@ -60,11 +60,10 @@ def read_frames(
         "cpu_seconds": int(budget.remaining()) + 2,
     }
     frames = _ask_child(path, request, budget)
-    turns, mirrored = read_orientation(path, budget)
     if (
-        mirrored
-    ):  # decord turns pictures as FFmpeg's angle says, which knows of no mirror: top to bottom, before the turn
-        frames = frames[:, ::-1] if turns % 2 == 0 else frames[:, :, ::-1]
+        index.mirrored
+    ):  # decord turns pictures by FFmpeg's angle, which knows of no mirror: top to bottom, before the turn
+        frames = frames[:, :, ::-1] if read_turns(path, budget) % 2 else frames[:, ::-1]
     return frames[places], index.times[wanted], index.duration
 
 

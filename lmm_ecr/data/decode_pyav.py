@@ -34,7 +34,7 @@ OVERSIZE = 4
 
 
 class FrameStore:
-    """Receives the wanted frames as RGB arrays of one size, rotated for display.
+    """Receives the wanted frames as RGB arrays of one size, mirrored and rotated for display.
 
     places: for each key (a presentation time or an order number) where in the result its picture goes.
     """
@@ -47,6 +47,7 @@ class FrameStore:
         self.missing = set(self.places)
         self.corrupt = 0
         self.frames: np.ndarray | None = None
+        self._mirrored = index.mirrored
         self._count = len(keys)
         self._size = target_size(index.width, index.height, max_pixels) if index.width and index.height else None
         self._max_pixels = max_pixels
@@ -55,40 +56,23 @@ class FrameStore:
         if key not in self.missing:
             return
         check_size(self.path, frame.width, frame.height)
-        turns, mirrored = orientation(frame)
+        turns = round(frame.rotation / 90) % 4
         if self.frames is None:
             self._size = self._size or target_size(frame.width, frame.height, self._max_pixels)
             width, height = self._size if turns % 2 == 0 else self._size[::-1]
             self.frames = np.empty((self._count, height, width, 3), dtype=np.uint8)
         height, width = self.frames.shape[1:3]
         picture = rgb(frame, *((height, width) if turns % 2 else (width, height)))
-        self.frames[self.places[key]] = np.rot90(picture[::-1] if mirrored else picture, turns)
+        self.frames[self.places[key]] = np.rot90(picture[::-1] if self._mirrored else picture, turns)
         self.corrupt += bool(frame.is_corrupt)
         self.missing.discard(key)
 
 
-def orientation(frame: "av.VideoFrame") -> tuple[int, bool]:
-    """How a stored picture becomes the one to be shown: mirrored top to bottom first (or not), then turned by so many
-    quarters counter-clockwise.
-
-    The display matrix of a file (ISO/IEC 14496-12, 8.3.2) mirrors where its determinant is negative; the result is that
-    of the `ffmpeg` program's automatic rotation. FFmpeg's angle alone reads a mirrored picture as a turned one.
-    """
-    from av.sidedata.sidedata import Type
-
-    turns = round(frame.rotation / 90) % 4
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
-    if data is None:
-        return turns, False
-    a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].astype(np.int64)
-    return turns, bool(a * d - b * c < 0)
-
-
-def read_orientation(path: str, budget: Budget) -> tuple[int, bool]:
-    """`orientation` of the first picture of a file."""
+def read_turns(path: str, budget: Budget) -> int:
+    """By how many quarters, counter-clockwise, the first picture of a file is turned."""
     for frame in _sequential(path, budget, Damage()):
-        return orientation(frame)
-    return 0, False
+        return round(frame.rotation / 90) % 4
+    return 0
 
 
 def rgb(frame: "av.VideoFrame", width: int, height: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 
 from .audio import AudioCollector, AudioSpec
 from .media import Budget, Damage, Media, open_media, require_video, seconds
+from .mp4_mirror import is_mirrored
 
 if TYPE_CHECKING:
     import av
@@ -39,6 +40,7 @@ class FrameIndex:
         frame).
     hidden: packets that are decoded but not shown exist (edit lists, hidden reference frames).
     open_gop: some pictures follow a key frame in the file but are shown before it.
+    mirrored: stored pictures are shown mirrored, top to bottom, before they are rotated.
     """
 
     pts: np.ndarray
@@ -52,6 +54,7 @@ class FrameIndex:
     complete: bool
     hidden: bool
     open_gop: bool
+    mirrored: bool = False
 
     @property
     def times(self) -> np.ndarray:
@@ -155,6 +158,7 @@ class _PacketList:
             complete=not (self._untimed or headless or ambiguous or media.container.format.name in UNTIMED_FORMATS),
             hidden=self._hidden,
             open_gop=self._leading,
+            mirrored="mp4" in media.container.format.name and is_mirrored(media.path, video.id),
         )
 
 

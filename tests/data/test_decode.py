@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lmm_ecr.data.decode import probe_clip, read_clip
+from lmm_ecr.data.mp4_mirror import is_mirrored
 from lmm_ecr.data.sampling import FrameSampling, sample_indices
 from lmm_ecr.errors import ClipError, ConfigError
 from tests.data.media import plain_decode, remux, tone, write_clip
@@ -210,12 +211,13 @@ MIRRORS = {
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
+@pytest.mark.parametrize("size", [(96, 64), (64, 64)])
 @pytest.mark.parametrize("name", MIRRORS)
-def test_mirrored_files(tmp_path, name, backend):
+def test_mirrored_files(tmp_path, name, backend, size):
     """Bug: a mirrored picture was shown as a turned one."""
     if backend == "decord":
         pytest.importorskip("decord")
-    source = write_clip(tmp_path / "upright.mp4")
+    source = write_clip(tmp_path / "upright.mp4", size=size)
     upright = read_clip(source, FrameSampling())
     matrix, shown = MIRRORS[name]
     data = bytearray(remux(source, tmp_path / "mirrored.mp4", rotation=90).read_bytes())
@@ -227,3 +229,18 @@ def test_mirrored_files(tmp_path, name, backend):
     np.testing.assert_array_equal(read_clip(path, FrameSampling(), backend=backend).frames, shown(upright.frames))
     info = probe_clip(path)
     assert (info.height, info.width) == shown(upright.frames).shape[1:3]
+
+
+def test_a_mirror_is_looked_for_in_any_bytes(tmp_path):
+    """Damaged headers say nothing; they raise nothing and end."""
+    data = remux(write_clip(tmp_path / "a.mp4", num_frames=5), tmp_path / "b.mp4", rotation=90).read_bytes()
+    rng = np.random.default_rng(0)
+    path = tmp_path / "damaged.mp4"
+    for _ in range(100):
+        bad = bytearray(data[: rng.integers(0, len(data) + 1)])
+        for place in rng.integers(0, max(1, len(bad)), 40 if bad else 0):
+            bad[place] = rng.integers(0, 256)
+        path.write_bytes(bad)
+        assert is_mirrored(path, 1) in (True, False)
+    path.write_bytes(data)
+    assert not is_mirrored(path, 1)
