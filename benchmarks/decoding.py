@@ -26,7 +26,7 @@ def plain(path: Path, last: float) -> int:
         for frame in container.decode(video=0):
             first = frame.time if first is None else first
             if frame.time - first >= count:  # one frame per second, as the default sampling asks for
-                frame.to_ndarray(format="rgb24")
+                frame.to_ndarray(format="rgb24", threads=1)
                 count += 1
             if frame.time - first >= last:
                 break

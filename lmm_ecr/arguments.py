@@ -111,7 +111,9 @@ class DataArguments:
     max_description_tokens: int | None = _option(None, "Longer descriptions are cut (and counted).")
     prompt_template: str | None = _option(None, "The question, with the fields {title} and {description}.")
     cache_dir: str = _option("runs/cache", "Where generated clips and tiny models of runs without arguments are kept.")
-    decoder: Literal["pyav", "decord"] = _option("pyav", "Video reader; both give the same frames.")
+    decoder: Literal["pyav", "decord"] = _option(
+        "pyav", "Video reader; decord needs the package, and differs a little on 4K scaled down and on 10-bit sources."
+    )
     on_error: Literal["fail", "skip"] = _option(
         "fail", "An unreadable clip stops the run, or is left out, counted and listed in rejected.csv."
     )

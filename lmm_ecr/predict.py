@@ -25,7 +25,7 @@ from .files import is_special
 from .journal import CompletionRecord, Journal, file_digest
 from .outputs import check_output
 from .predictions import write_predictions
-from .predictor import Predictor, check_dtype, length_ordered_batches
+from .predictor import Predictor, check_dtype, length_ordered_batches, resolve_dtype
 from .run_identity import run_identity
 from .signals import StopSignals
 
@@ -142,8 +142,7 @@ def predict_table(
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
     if device == "auto":
         device = str(state.device)
-    if dtype == "auto":
-        dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
+    dtype = resolve_dtype(dtype, device)
     directory = resolve_directory(model)
     dataset = load_table(data, video_dir, ClipProcessor.from_pretrained(directory), decoder, ablations)
     num_rows = len(dataset) + len(dataset.manifest.missing)

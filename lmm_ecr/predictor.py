@@ -51,8 +51,7 @@ class Predictor:
         processor = ClipProcessor.from_pretrained(directory)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if dtype == "auto":
-            dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
+        dtype = resolve_dtype(dtype, device)
         model = LmmRegressor.from_pretrained(
             directory, dtype=getattr(torch, dtype), attn_implementation=attn_implementation
         )
@@ -143,6 +142,13 @@ def clip_row(number: int, clip: dict[str, Any]) -> ManifestRow:
         if not isinstance(clip.get(name), (str, type(None))):
             raise DataError(f"clip {number}: {name!r} must be a string or None, got {clip[name]!r}")
     return ManifestRow(number, str(clip["video"]), Path(clip["video"]), clip.get("title"), clip.get("description"))
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """The backbone's dtype that "auto" means on `device`; any other stays."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if torch.device(device).type == "cpu" else "bfloat16"
 
 
 def check_dtype(dtype: str) -> None:

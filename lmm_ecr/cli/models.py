@@ -55,7 +55,9 @@ def predict(
     ),
     calibrate: str = typer.Option(None, help="Calibration file to apply, made by `lmm-ecr evaluate`."),
     interval: float = typer.Option(None, help="With --calibrate: add ECR_lo and ECR_hi of this coverage, e.g. 0.9."),
-    decoder: str = typer.Option("pyav", help="pyav or decord; both give the same frames."),
+    decoder: str = typer.Option(
+        "pyav", help="pyav, or decord (needs the package; 4K scaled down and 10-bit sources differ a little)."
+    ),
     device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1, ..."),
     dtype: str = typer.Option("auto", help="Backbone precision: auto (bfloat16 on a GPU), float32, bfloat16."),
     attn_implementation: str = typer.Option("sdpa", help="sdpa, eager or flash_attention_2."),

@@ -136,4 +136,4 @@ def _shrink(picture: np.ndarray, max_pixels: int | None) -> np.ndarray:
     import av
 
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-    return frame.to_ndarray(format="rgb24", width=size[0], height=size[1], interpolation="BICUBIC")
+    return frame.to_ndarray(format="rgb24", width=size[0], height=size[1], interpolation="BICUBIC", threads=1)

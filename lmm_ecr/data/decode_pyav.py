@@ -76,10 +76,13 @@ def read_turns(path: str, budget: Budget) -> int:
 
 
 def rgb(frame: "av.VideoFrame", width: int, height: int) -> np.ndarray:
-    """uint8 [height, width, 3]; the conversion without scaling is FFmpeg's default, the same as decord's."""
+    """uint8 [height, width, 3]; the conversion without scaling is FFmpeg's default, the same as decord's.
+
+    In one thread: a conversion that has threads of its own cannot be freed in a process forked from this one.
+    """
     if (frame.width, frame.height) == (width, height):
-        return frame.to_ndarray(format="rgb24")
-    return frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
+        return frame.to_ndarray(format="rgb24", threads=1)
+    return frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC", threads=1)
 
 
 def target_size(width: int, height: int, max_pixels: int | None) -> tuple[int, int]:

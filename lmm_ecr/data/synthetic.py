@@ -144,7 +144,9 @@ def write_clip(path: str | Path, clip: SyntheticClip) -> None:
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
         for image in _draw_frames(clip):
-            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            # Converted here in one thread: threads of a conversion must not be there when workers are forked.
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p", threads=1)
+            container.mux(video.encode(frame))
         container.mux(video.encode())
         frame = av.AudioFrame.from_ndarray(_sound(clip)[None], format="fltp", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, 0, Fraction(1, SAMPLE_RATE)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 
 from ..arguments import EcrTrainingArguments, TuningArguments
@@ -180,6 +180,8 @@ class EcrTrainer(CheckpointedTrainer):
         self.finite.add(self.state.global_step + 1, loss, ids)
         self.meter.add_clips(len(ids) * self.accelerator.num_processes)
         self.record.add(loss, len(ids))
+        if not hasattr(Trainer, "loss_is_scaled_for_ga"):  # older versions divide by the number of micro-batches
+            loss = loss * len(self._batches)
         return (loss, outputs) if return_outputs else loss
 
     def _single_pass_loss(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

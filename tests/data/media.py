@@ -89,7 +89,7 @@ def x264_options(bframes: int, options: dict[str, str] | None) -> dict[str, str]
 def _video_frames(num_frames, fps, times, start, size, pix_fmt):
     for number in range(num_frames):
         time = start + (number / fps if times is None else times[number])
-        frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24").reformat(format=pix_fmt)
+        frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24").reformat(format=pix_fmt, threads=1)
         frame.pts, frame.time_base = round(time * TICKS), Fraction(1, TICKS)
         yield frame
 
@@ -142,5 +142,5 @@ def plain_decode(path: str | Path) -> tuple[np.ndarray, list[np.ndarray]]:
         video.thread_type = "NONE"
         for frame in container.decode(video):
             times.append(float(frame.pts * video.time_base))
-            frames.append(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
+            frames.append(np.rot90(frame.to_ndarray(format="rgb24", threads=1), frame.rotation // 90))
     return np.sort(times) - min(times), frames

@@ -55,7 +55,7 @@ def tolerant_decode(path) -> dict[float, np.ndarray]:
             for frame in decoded:
                 if frame.pts is None:
                     continue
-                frames[frame.pts] = frame.to_ndarray(format="rgb24")
+                frames[frame.pts] = frame.to_ndarray(format="rgb24", threads=1)
         return {round(float((pts - first) * video.time_base), 4): frame for pts, frame in frames.items()}
 
 
@@ -115,7 +115,7 @@ REFUSED = {
 def write_picture(path, codec: str, pix_fmt: str):
     encoder = av.CodecContext.create(codec, "w")
     encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 96, 64, pix_fmt, 1
-    frame = av.VideoFrame.from_ndarray(picture(0, 96, 64), format="rgb24").reformat(format=pix_fmt)
+    frame = av.VideoFrame.from_ndarray(picture(0, 96, 64), format="rgb24").reformat(format=pix_fmt, threads=1)
     packets = [*encoder.encode(frame), *encoder.encode(None)]
     return write_bytes(path, b"".join(bytes(packet) for packet in packets))
 

@@ -104,3 +104,23 @@ def test_closed_after_use(tmp_path):
         read_clip(path, FrameSampling(), timeout_seconds=1e-6)
     assert len(os.listdir("/proc/self/fd")) == before
     assert av.logging.get_level() is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc, which Linux has")
+@pytest.mark.parametrize("max_pixels", [None, 600])
+def test_reading_leaves_no_thread_that_a_forked_worker_would_wait_for(tmp_path, max_pixels):
+    """FFmpeg's conversions have threads by default: freed in a forked process, they are waited for without end."""
+    path = write_clip(tmp_path / "a.mp4", num_frames=60)
+    code = f"""
+import gc, os
+gc.disable()  # frames may lie in cycles until they are collected, in the forked process perhaps
+from lmm_ecr.data.decode import read_clip
+from lmm_ecr.data.sampling import FrameSampling
+from lmm_ecr.data.synthetic import SyntheticSpec, draw_clips, write_clip
+write_clip({str(tmp_path / "b.mp4")!r}, draw_clips(SyntheticSpec(num_train=1, num_eval=0))[0][0])
+before = len(os.listdir("/proc/self/task"))
+for _ in range(3):
+    kept = read_clip({str(path)!r}, FrameSampling(), max_pixels={max_pixels})
+assert len(os.listdir("/proc/self/task")) == before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
